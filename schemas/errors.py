@@ -1,0 +1,66 @@
+"""The codes that a reply or a dead letter can carry: one name each, and what it means."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class ErrorCode(StrEnum):
+    """Why a request was refused, or a run failed. The values are part of the contract; none is ever reused."""
+
+    # What is not a run request at all. It goes to {prefix}.dead.
+    MALFORMED_REQUEST = "malformed_request"
+    """The body is not UTF-8, not JSON, or nested too deeply to be read."""
+    INVALID_REQUEST = "invalid_request"
+    """A field is unknown, missing or of the wrong type, or not exactly one target is named."""
+    REQUEST_TOO_LARGE = "request_too_large"
+    """The body is larger than TEAMTURN_MAX_REQUEST_BYTES."""
+    MISSING_RUN_ID = "missing_run_id"
+    """Neither the body nor the AMQP message_id names the run."""
+    MISROUTED = "misrouted"
+    """The request was passed on to its partition once and still arrived at another: the bindings are wrong."""
+
+    # A request that is refused; REJECTED, never executed.
+    UNSUPPORTED_PROPERTY = "unsupported_property"
+    """`expiration` or a priority above 0 is set: the broker would drop or reorder the request unseen."""
+    NOT_SUPPORTED = "not_supported"
+    """A documented field asks for what this version can't do yet."""
+    UNKNOWN_TARGET = "unknown_target"
+    """No team, agent or workflow of that id is named in TEAMTURN_TEAMS."""
+    SESSION_FORBIDDEN = "session_forbidden"
+    """The session belongs to somebody else."""
+    SESSION_TARGET_MISMATCH = "session_target_mismatch"
+    """The session began with another team, agent or workflow."""
+    RUN_ID_CONFLICT = "run_id_conflict"
+    """The run_id was used before, for something different."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
+
+    # A run that failed; ERROR, stored.
+    TURN_TIMEOUT = "turn_timeout"
+    """The turn ran longer than TEAMTURN_TURN_TIMEOUT."""
+    EXECUTOR_FAILED = "executor_failed"
+    """The team's or executor's own code raised an error."""
+    INVALID_RESULT = "invalid_result"
+    """An executor returned, or left in the session state, what JSON can't hold."""
+    MODEL_ERROR = "model_error"
+    """The model's provider answered with an error or not at all."""
+    INVALID_OUTPUT = "invalid_output"
+    """The model kept giving output or tool calls that don't validate."""
+    USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
+    """The run reached its limit of requests, tokens or tool calls."""
+    SESSION_DELETED = "session_deleted"
+    """The session was deleted while the turn ran; it stays deleted."""
+
+
+NOT_A_REQUEST: Final = frozenset(
+    {
+        ErrorCode.MALFORMED_REQUEST,
+        ErrorCode.INVALID_REQUEST,
+        ErrorCode.REQUEST_TOO_LARGE,
+        ErrorCode.MISSING_RUN_ID,
+        ErrorCode.MISROUTED,
+    }
+)
+"""The codes of what goes to the dead-letter queue: there is no run that a reply could speak of."""

@@ -1,0 +1,126 @@
+"""The run request: what a producer publishes to have a turn taken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AwareDatetime,
+    Base64Bytes,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictStr,
+    model_validator,
+)
+
+from schemas.ids import Id, SessionType, Target
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TextPart(_Strict):
+    """A piece of text of the input."""
+
+    type: Literal["text"]
+    text: StrictStr
+
+
+class BinaryPart(_Strict):
+    """A file of the input: an image, a document, a sound. `data` is base64 on the wire."""
+
+    type: Literal["binary"]
+    media_type: Annotated[StrictStr, Field(min_length=3, max_length=255, pattern=r"^[^\s/]+/[^\s/]+$")]
+    data: Base64Bytes
+
+
+InputPart = Annotated[TextPart | BinaryPart, Field(discriminator="type")]
+Input = StrictStr | Annotated[list[InputPart], Field(min_length=1)]
+
+
+def _text_only(value: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
+    if isinstance(value, int | float):
+        raise ValueError("a deadline is RFC 3339 text, such as 2030-01-31T12:00:00Z")  # noqa: TRY004 - pydantic's way
+    return value
+
+
+Deadline = Annotated[AwareDatetime, BeforeValidator(_text_only)]
+"""RFC 3339, with an offset."""
+
+
+class OnBusy(StrEnum):
+    """What to do when an earlier request of the session is unfinished."""
+
+    ENQUEUE = "enqueue"
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+    COALESCE = "coalesce"
+
+
+class RunRequest(_Strict):
+    """One request to run a team, agent or workflow. Unknown fields are refused.
+
+    `run_id` is the idempotency key: the same one with the same content gets the same reply and is not executed again.
+    A missing `session_id` is the run_id; a missing `run_id` is the AMQP message_id, filled in where it is received.
+    """
+
+    run_id: Id
+    session_id: Id = ""
+    team_id: Id | None = None
+    agent_id: Id | None = None
+    workflow_id: Id | None = None
+    user_id: Id | None = None
+    input: Input
+    session_state: dict[str, JsonValue] = Field(default_factory=dict)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    stream: StrictBool = False
+    deadline: Deadline | None = None
+    on_busy: OnBusy = OnBusy.ENQUEUE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _session_defaults_to_run(cls, data: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
+        if isinstance(data, dict) and data.get("session_id") is None and "run_id" in data:
+            return {**data, "session_id": data["run_id"]}
+        return data
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        named = [name for name in ("team_id", "agent_id", "workflow_id") if getattr(self, name) is not None]
+        if len(named) != 1:
+            found = " and ".join(named) or "none"
+            raise ValueError(f"exactly one of team_id, agent_id and workflow_id is required; found {found}")
+        return self
+
+    @property
+    def target(self) -> Target:
+        """The team, agent or workflow that the request names."""
+        if self.team_id is not None:
+            return Target(type=SessionType.TEAM, id=self.team_id)
+        if self.agent_id is not None:
+            return Target(type=SessionType.AGENT, id=self.agent_id)
+        return Target(type=SessionType.WORKFLOW, id=self.workflow_id or "")
+
+    @property
+    def text(self) -> str:
+        """The input's text; of several parts, the text parts, a line each."""
+        if isinstance(self.input, str):
+            return self.input
+        return "\n".join(part.text for part in self.input if isinstance(part, TextPart))
+
+    def fingerprint(self) -> bytes:
+        """Return 32 bytes that are equal when two requests ask for the same.
+
+        Independent of key order, white space and of defaults given or left out, so that a field added in a later
+        version does not make a redelivered request look different.
+        """
+        asked = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, separators=(",", ":")).encode()).digest()

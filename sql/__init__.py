@@ -1,0 +1,50 @@
+"""Every SQL statement that the program runs: one file each, read at import into typed constants.
+
+The tables' names are unqualified: each connection sets its search_path to TEAMTURN_DB_SCHEMA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Final
+
+
+def _read(name: str) -> str:
+    return files(__name__).joinpath(f"{name}.sql").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One step of the schema: `migrations/<version>_<name>.sql`."""
+
+    version: int
+    name: str
+    text: str
+
+
+def _read_migrations() -> tuple[Migration, ...]:
+    found = []
+    for file in files(__name__).joinpath("migrations").iterdir():
+        if file.name.endswith(".sql"):
+            version, _, name = file.name.removesuffix(".sql").partition("_")
+            found.append(Migration(version=int(version), name=name, text=file.read_text(encoding="utf-8")))
+    return tuple(sorted(found, key=lambda migration: migration.version))
+
+
+APPLIED_MIGRATIONS: Final = _read("applied_migrations")
+CLAIM_TURNS: Final = _read("claim_turns")
+COMMIT_TURNS: Final = _read("commit_turns")
+COUNT_ATTEMPTS: Final = _read("count_attempts")
+CREATE_MIGRATIONS_TABLE: Final = _read("create_migrations_table")
+FIND_SCHEMA: Final = _read("find_schema")
+LIST_SESSIONS: Final = _read("list_sessions")
+LOCK_MIGRATIONS: Final = _read("lock_migrations")
+PING: Final = _read("ping")
+RECORD_FLEET_SETTINGS: Final = _read("record_fleet_settings")
+RECORD_MIGRATION: Final = _read("record_migration")
+SHOW_SESSION: Final = _read("show_session")
+STORE_RECEIPTS: Final = _read("store_receipts")
+UNLOCK_SESSIONS: Final = _read("unlock_sessions")
+
+MIGRATIONS: Final = _read_migrations()

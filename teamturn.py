@@ -1,0 +1,54 @@
+"""teamturn: asynchronous workers for LLM teams. These are its public names, and nothing else.
+
+    from teamturn import Team, Turn, executor, RunClient
+
+They are loaded when they are first used, so that a producer which needs only RunClient imports no model libraries.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from schemas.replies import RunReply
+    from schemas.requests import RunRequest
+    from worker.client import RunClient
+    from worker.executors.function import executor
+    from worker.executors.turn import Turn
+    from worker.team.team import Team
+
+__all__ = ["RunClient", "RunReply", "RunRequest", "Team", "Turn", "executor"]
+
+_HOMES = {
+    "RunClient": "worker.client",
+    "RunReply": "schemas.replies",
+    "RunRequest": "schemas.requests",
+    "Team": "worker.team.team",
+    "Turn": "worker.executors.turn",
+    "executor": "worker.executors.function",
+}
+
+for _package in ("worker", "schemas", "sql"):
+    _spec = find_spec(_package)
+    _origin = Path(_spec.origin).parent.parent if _spec and _spec.origin else None
+    if _origin != Path(__file__).parent:
+        raise SystemExit(
+            f"teamturn: another module named {_package!r} ({_spec.origin if _spec else 'missing'}) hides it: "
+            "rename it, or take its folder out of PYTHONPATH"
+        )
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever of the public names is asked for
+    if name not in _HOMES:
+        raise AttributeError(f"module 'teamturn' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def main() -> None:
+    """Run the command `teamturn`."""
+    from worker.cli import main as run  # noqa: PLC0415 - the command line only where it is used
+
+    run()

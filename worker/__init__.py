@@ -1,0 +1,1 @@
+"""The worker service: run requests in, stored sessions and replies out."""

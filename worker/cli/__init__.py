@@ -1,0 +1,39 @@
+"""The command `teamturn`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from worker.cli import ask, schema, sessions, topology, worker
+from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
+from worker.operations.logging import Redaction, secrets_in
+
+app = typer.Typer(
+    name="teamturn",
+    help="Workers for LLM teams: run requests from RabbitMQ, sessions in Postgres.\n\n"
+    "Settings are environment variables that begin with TEAMTURN_; the README has the table.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("worker")(worker.worker)
+app.command("migrate")(schema.migrate_schema)
+app.add_typer(topology.app, name="topology")
+app.command("ask")(ask.ask)
+app.add_typer(sessions.app, name="sessions")
+
+_MISTAKE = 2
+"""The exit code of what its user can mend."""
+
+
+def main() -> None:
+    """Run the command. A mistake that its user can mend is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (StartupError, BrokerUnavailable, StoreUnavailable) as error:
+        line = " ".join(str(error).split())
+        print(f"teamturn: {Redaction(secrets_in(os.environ))(line)}", file=sys.stderr)
+        sys.exit(_MISTAKE)

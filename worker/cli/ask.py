@@ -1,0 +1,109 @@
+"""`teamturn ask`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from schemas.replies import RunReply, RunStatus
+from schemas.requests import RunRequest
+from worker.client import RunClient
+from worker.errors import StartupError
+from worker.executors.turn import text_of
+from worker.settings import Settings
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help="What to ask.")],
+    *,
+    team: Annotated[str | None, typer.Option("--team", help="The team to ask.", metavar="ID")] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="The agent to ask.", metavar="ID")] = None,
+    workflow: Annotated[str | None, typer.Option("--workflow", help="The workflow to run.", metavar="ID")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Whose session it is.")] = None,
+    continued: Annotated[bool, typer.Option("--continue", help="Go on with the session that was asked last.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)] = 600,
+) -> None:
+    r"""Publish one request and print its reply: the answer on standard output, its session on standard error.
+
+    \b
+      teamturn ask "What is the capital of France?" --team capital
+      teamturn ask "What was my question?" --continue
+
+    Exit code 0 if the run completed, 1 if not, 2 for a mistake.
+    """
+    settings = Settings.read()
+    asked: dict[str, Any] = {
+        "team_id": team,
+        "agent_id": agent,
+        "workflow_id": workflow,
+        "session_id": session,
+    }
+    asked = {name: value for name, value in (asked | {"user_id": user}).items() if value is not None}
+    if continued:
+        asked = _last_session() | asked
+    run_id = str(uuid.uuid4())
+    try:
+        request = RunRequest.model_validate(
+            {"session_id": f"ask-{run_id[:8]}", "run_id": run_id, "input": text} | asked
+        )
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise StartupError(f"{reason}; name it by --team, --agent or --workflow, or use --continue") from None
+    reply = asyncio.run(_reply_to(request, settings, timeout))
+    _remember(request)
+    typer.echo(reply.model_dump_json(indent=2) if as_json else text_of(reply.content))
+    typer.echo(_footer(reply), err=True)
+    raise typer.Exit(0 if reply.status is RunStatus.COMPLETED else 1)
+
+
+async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: float) -> RunReply:
+    async with RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client:
+        try:
+            return await client.run(request, timeout_seconds=timeout_seconds)
+        except TimeoutError:
+            raise StartupError(
+                f"no reply within {timeout_seconds:g} s; is a worker running? The request stays queued, and the answer "
+                f"will be in the session {request.session_id}"
+            ) from None
+
+
+def _footer(reply: RunReply) -> str:
+    parts = [f"session {reply.session_id}", reply.status.value]
+    if reply.turn is not None:
+        parts.append(f"turn {reply.turn}")
+    if reply.error is not None:
+        parts.append(f"{reply.error.code.value}: {reply.error.message}")
+    return " · ".join(parts)
+
+
+def _last_file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state) / "teamturn" / "last_session.json"
+
+
+def _remember(request: RunRequest) -> None:
+    kept = request.model_dump(
+        include={"session_id", "team_id", "agent_id", "workflow_id", "user_id"}, exclude_none=True
+    )
+    try:
+        _last_file().parent.mkdir(parents=True, exist_ok=True)
+        _last_file().write_text(json.dumps(kept), encoding="utf-8")
+    except OSError as error:
+        typer.echo(f"--continue will not work: {error}", err=True)
+
+
+def _last_session() -> dict[str, Any]:
+    try:
+        kept = json.loads(_last_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise StartupError("there is no session to continue yet; ask without --continue first") from None
+    return dict(kept)

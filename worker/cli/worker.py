@@ -1,0 +1,63 @@
+"""`teamturn worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Annotated
+
+import structlog
+import typer
+
+from worker.executors.registry import Executors, load_executors
+from worker.operations.logging import configure_logging
+from worker.settings import Settings
+from worker.wiring import running_worker
+
+_log = structlog.get_logger()
+
+
+def worker(
+    *,
+    migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
+) -> None:
+    """Run a worker until SIGTERM or Ctrl-C, which drain it.
+
+    It takes the turns of what TEAMTURN_TEAMS names:
+
+      TEAMTURN_TEAMS=my_teams:teams teamturn worker --migrate
+    """
+    settings = Settings.read()
+    configure_logging()
+    executors = load_executors(settings.teams)
+    try:
+        asyncio.run(_work(settings, executors, migrating=migrate))
+    except asyncio.CancelledError:
+        _log.warning("worker_stopped_at_once", consequence="what it had started runs elsewhere")
+        raise typer.Exit(1) from None
+
+
+async def _work(settings: Settings, executors: Executors, *, migrating: bool) -> None:
+    told_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    main_task = asyncio.current_task()
+
+    def on_signal() -> None:
+        # The second signal is somebody who does not want to wait.
+        if told_to_stop.is_set() and main_task is not None:
+            main_task.cancel()
+        told_to_stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with running_worker(settings, executors, migrating=migrating) as running:
+        _log.info("worker_started", targets=[str(target) for target in executors], prefix=settings.prefix)
+        stopping = asyncio.create_task(told_to_stop.wait())
+        failing = asyncio.create_task(running.failed())
+        await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if failing.done():
+            failing.result()
+        failing.cancel()
+        await running.drain()
+    _log.info("worker_stopped")

@@ -1,0 +1,116 @@
+"""`RunClient`: publish run requests from Python, and get the replies."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
+from pydantic import SecretStr, ValidationError
+
+from schemas.replies import RunReply
+from schemas.requests import RunRequest
+from worker.broker import BROKER_ERRORS, close_quietly, connect
+from worker.errors import BrokerUnavailable
+from worker.intake.slots import slot_of
+from worker.intake.topology import Topology
+
+_DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
+_PUBLISH_SECONDS: Final = 30.0
+
+
+class RunClient:
+    """A producer's connection: publishes run requests with confirms, and receives their replies directly.
+
+    An async context manager; one client serves any number of concurrent runs.
+
+        async with RunClient("amqp://guest:guest@localhost:5672/") as client:
+            reply = await client.run(RunRequest(run_id=…, team_id="capital", input="What is the capital of France?"))
+    """
+
+    def __init__(self, amqp_url: str, *, prefix: str = "teamturn") -> None:
+        self._url = SecretStr(amqp_url)
+        self._names = Topology(prefix=prefix, partitions=1)
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._exchange: AbstractExchange | None = None
+        self._waiting: dict[str, asyncio.Future[RunReply]] = {}
+
+    async def __aenter__(self) -> Self:
+        """Connect. Raises StartupError or BrokerUnavailable."""
+        self._connection = await connect(self._url, name="teamturn client")
+        self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        self._channel.close_callbacks.add(self._lost)
+        try:
+            self._exchange = await self._channel.get_exchange(self._names.requests)
+        except ChannelNotFoundEntity:
+            await self._connection.close()
+            raise BrokerUnavailable(
+                f"RabbitMQ has no exchange {self._names.requests!r}: start a worker, or run teamturn topology apply"
+            ) from None
+        replies = await self._channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
+        await replies.consume(self._received, no_ack=True)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Disconnect. A run that is still waited for ends with BrokerUnavailable; its request stays queued."""
+        if self._connection is not None:
+            await close_quietly(self._connection)
+        self._lost()
+
+    async def run(self, request: RunRequest, *, timeout_seconds: float = 600) -> RunReply:
+        """Publish a request and wait for its reply.
+
+        Raises TimeoutError if there is none in time and BrokerUnavailable if the connection is lost. The request is
+        not lost by either: sent again with the same run_id, it gets the same reply and is not executed twice.
+        """
+        correlation_id = uuid.uuid4().hex
+        future: asyncio.Future[RunReply] = asyncio.get_running_loop().create_future()
+        self._waiting[correlation_id] = future
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._publish(request, correlation_id)
+                return await future
+        finally:
+            del self._waiting[correlation_id]
+
+    async def _publish(self, request: RunRequest, correlation_id: str) -> None:
+        if self._exchange is None:
+            raise BrokerUnavailable("the client is not connected: use it as `async with RunClient(…)`")
+        message = Message(
+            body=request.model_dump_json(exclude_defaults=True).encode(),
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            message_id=request.run_id,
+            correlation_id=correlation_id,
+            reply_to=_DIRECT_REPLY_TO,
+            timestamp=datetime.now(UTC),
+        )
+        try:
+            await self._exchange.publish(message, slot_of(request.session_id), mandatory=True, timeout=_PUBLISH_SECONDS)
+        except (DeliveryError, *BROKER_ERRORS) as error:
+            raise BrokerUnavailable(f"the request could not be published ({type(error).__name__})") from error
+
+    async def _received(self, message: AbstractIncomingMessage) -> None:
+        future = self._waiting.get(message.correlation_id or "")
+        if future is None or future.done():
+            return  # not waited for any more
+        try:
+            future.set_result(RunReply.model_validate_json(message.body))
+        except ValidationError as error:
+            future.set_exception(error)
+
+    def _lost(self, *_: Any) -> None:  # noqa: ANN401 - aio-pika says who closed and why
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(BrokerUnavailable("the connection to RabbitMQ was lost"))

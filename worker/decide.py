@@ -1,0 +1,92 @@
+"""What to do with a request once its session is claimed: pure decisions, without I/O and without a clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.errors import ErrorCode
+from schemas.ids import Target
+from schemas.requests import OnBusy, RunRequest
+from worker.sessions.claim import Claim, Receipt, SessionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The run is finished, or was refused for good: its stored reply is the answer."""
+
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """The turn is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request is not executed."""
+
+    code: ErrorCode
+    message: str
+    retryable: bool = False
+    depends_on_moment: bool = False
+    """Stored before it is published: asked again later, the decision would be another."""
+
+
+Decision = Replay | Execute | Refuse
+
+
+def decide(request: RunRequest, claim: Claim, *, target_known: bool) -> Decision:
+    """Decide about a claimed request. What was answered before is answered again, whatever has changed since."""
+    if claim.receipt is not None and _same(request, claim.receipt):
+        return Replay(claim.receipt.reply)
+    return _refusal(request, claim, target_known=target_known) or Execute()
+
+
+def _refusal(request: RunRequest, claim: Claim, *, target_known: bool) -> Refuse | None:
+    """Return why the request is not executed: the first reason that holds, foreign rights before anything told."""
+    if claim.receipt is not None or claim.run_exists:
+        # Nothing of the other run is shown, not even whose it is.
+        return Refuse(ErrorCode.RUN_ID_CONFLICT, "the run_id was used before, for something different")
+    if claim.session is not None and (refusal := _not_allowed(request, claim.session)) is not None:
+        return refusal
+    if not target_known:
+        target = request.target
+        return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
+    return _not_supported(request) or _too_late(request, claim)
+
+
+def _same(request: RunRequest, receipt: Receipt) -> bool:
+    asked = (request.session_id, request.user_id, request.target, request.fingerprint())
+    return asked == (receipt.session_id, receipt.user_id, receipt.target, receipt.fingerprint)
+
+
+def _not_allowed(request: RunRequest, session: SessionRow) -> Refuse | None:
+    if session.user_id != request.user_id:
+        return Refuse(ErrorCode.SESSION_FORBIDDEN, "the session belongs to somebody else")
+    if not _is_target(session, request.target):
+        return Refuse(
+            ErrorCode.SESSION_TARGET_MISMATCH,
+            f"the session belongs to {session.session_type} {session.target_id!r}, not to "
+            f"{request.target.type.value} {request.target.id!r}",
+        )
+    return None
+
+
+def _is_target(session: SessionRow, target: Target) -> bool:
+    return (session.session_type, session.target_id) == (target.type.value, target.id)
+
+
+def _not_supported(request: RunRequest) -> Refuse | None:
+    if request.on_busy is not OnBusy.ENQUEUE:
+        return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
+    if request.stream:
+        return Refuse(ErrorCode.NOT_SUPPORTED, "stream is not supported yet; ask without it")
+    return None
+
+
+def _too_late(request: RunRequest, claim: Claim) -> Refuse | None:
+    if request.deadline is None or claim.database_time < request.deadline:
+        return None
+    message = "the deadline had passed when the turn could have been started"
+    return Refuse(ErrorCode.DEADLINE_EXCEEDED, message, depends_on_moment=True)

@@ -1,0 +1,110 @@
+"""What can go wrong, one class a case.
+
+`StartupError` is a mistake that its reader can mend: the program ends with its sentence and exit code 2.
+`RequestRefused` and `TurnFailed` carry the code that goes into the reply or the dead letter.
+The others never leave the worker: they say what the turn does next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from schemas.errors import ErrorCode
+
+
+class StartupError(Exception):
+    """The program can't start as it is set up. The message is one line: what is wrong, and what to do."""
+
+
+class RequestRefused(Exception):
+    """A request that will not be executed, whoever sends it again."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class TurnFailed(Exception):
+    """A turn that ended without an answer. The message goes to the user: nothing internal, no secrets."""
+
+    code: ClassVar[ErrorCode]
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retryable: bool | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.is_retryable = type(self).retryable if retryable is None else retryable
+
+
+class TurnTimedOut(TurnFailed):
+    """The turn ran longer than TEAMTURN_TURN_TIMEOUT."""
+
+    code = ErrorCode.TURN_TIMEOUT
+    retryable = True
+
+
+class DeadlineExceeded(TurnFailed):
+    """The request's deadline passed while the turn ran."""
+
+    code = ErrorCode.DEADLINE_EXCEEDED
+
+
+class ExecutorFailed(TurnFailed):
+    """The team's or executor's own code raised an error."""
+
+    code = ErrorCode.EXECUTOR_FAILED
+
+
+class InvalidResult(TurnFailed):
+    """An executor's result, step or session state is not JSON."""
+
+    code = ErrorCode.INVALID_RESULT
+
+
+class ModelFailed(TurnFailed):
+    """The model's provider answered with an error, or not at all."""
+
+    code = ErrorCode.MODEL_ERROR
+
+
+class InvalidOutput(TurnFailed):
+    """The model kept giving output or tool calls that don't validate."""
+
+    code = ErrorCode.INVALID_OUTPUT
+
+
+class UsageLimitReached(TurnFailed):
+    """The run reached its limit of requests, tokens or tool calls."""
+
+    code = ErrorCode.USAGE_LIMIT_EXCEEDED
+
+
+class SessionDeleted(TurnFailed):
+    """The session was deleted while the turn ran."""
+
+    code = ErrorCode.SESSION_DELETED
+
+
+class BrokerUnavailable(Exception):
+    """RabbitMQ can't be reached, or the connection or channel was lost."""
+
+
+class StoreUnavailable(Exception):
+    """Postgres can't do it now: not reachable, out of locks or space, or waiting too long. Worth trying again."""
+
+
+class LaneLost(StoreUnavailable):
+    """The lane's connection is gone, and with it every lock of its sessions."""
+
+
+class StatementRefused(Exception):
+    """Postgres refuses a statement for what is in it; trying again would not help."""
+
+
+class SessionBusyElsewhere(Exception):
+    """Another worker holds the session's lock."""
+
+
+class ClaimOutdated(Exception):
+    """Somebody else wrote the session, or took the run_id, since the claim: claim again."""

@@ -1,0 +1,93 @@
+"""One attempt of a turn: the executor under its time limit, and whatever comes of it as a value."""
+
+from __future__ import annotations
+
+import asyncio
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from pydantic import JsonValue
+
+from schemas.replies import RunStatus
+from schemas.requests import RunRequest
+from worker.errors import DeadlineExceeded, ExecutorFailed, TurnFailed, TurnTimedOut
+from worker.executors.json_values import as_json
+from worker.executors.steps import Steps
+from worker.executors.turn import Executor, PastRun, Turn
+from worker.sessions.claim import SessionRow
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended."""
+
+    status: RunStatus
+    content: JsonValue
+    session_state: dict[str, JsonValue] | None
+    """The state to store; None after a failure: the stored one stays."""
+    error: TurnFailed | None = None
+
+
+def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[PastRun, ...], *, attempt: int) -> Turn:
+    """Return a turn with everything of its own: what the executor changes is neither the request's nor the row's.
+
+    The request's state is laid over the stored one, key by key, and so is its metadata.
+    """
+    stored_state = {} if session is None else session.session_state
+    stored_metadata = {} if session is None else session.metadata
+    return Turn(
+        run_id=request.run_id,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        input=request.text,
+        parts=request.input,
+        metadata=deepcopy(stored_metadata | request.metadata),
+        attempt=attempt,
+        history=history,
+        session_state=deepcopy(stored_state | request.session_state),
+        steps=Steps(),
+    )
+
+
+async def attempt(
+    executor: Executor, turn: Turn, *, limit: timedelta, now: datetime, deadline: datetime | None
+) -> Outcome:
+    """Have the executor take the turn, and return what came of it.
+
+    It never raises for what the executor did. `now` is the database's time, by which the deadline is judged.
+    """
+    seconds = limit.total_seconds()
+    late: TurnFailed = TurnTimedOut(f"the turn ran longer than {seconds:g} s")
+    if deadline is not None and (left := (deadline - now).total_seconds()) < seconds:
+        seconds, late = max(left, 0.0), DeadlineExceeded("the deadline passed while the turn ran")
+    try:
+        return await _completed(executor, turn, seconds, late)
+    except TurnFailed as error:
+        return failed(error)
+    except Exception as error:  # noqa: BLE001 - whatever users' code raises ends its own turn and no other
+        # The text may hold anything; the reply names the type only, and the log, which is redacted, all of it.
+        _log.exception("executor_failed", target=str(executor.target))
+        return failed(ExecutorFailed(f"{executor.target} raised {type(error).__name__}"))
+
+
+def failed(error: TurnFailed) -> Outcome:
+    """Return the outcome of a turn that ended without an answer."""
+    return Outcome(RunStatus.ERROR, content=None, session_state=None, error=error)
+
+
+async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnFailed) -> Outcome:
+    timer = asyncio.timeout(seconds)
+    try:
+        async with timer:
+            answer = await executor.run(turn)
+    except TimeoutError:
+        if timer.expired():
+            raise late from None
+        raise  # the executor's own
+    content = as_json(answer, what="the answer")
+    state = as_json(turn.session_state, what="the session state")
+    return Outcome(RunStatus.COMPLETED, content=content, session_state=state if isinstance(state, dict) else {})

@@ -1,0 +1,88 @@
+"""TEAMTURN_TEAMS: which teams, agents and workflows a worker can run."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from schemas.ids import Target
+from worker.errors import StartupError
+from worker.executors.turn import Executor
+
+Executors = Mapping[Target, Executor]
+
+_EXAMPLE = "set it to module:attribute, for example TEAMTURN_TEAMS=my_teams:teams"
+
+
+def load_executors(teams: str) -> Executors:
+    """Import what TEAMTURN_TEAMS names, the working directory searched after the installed packages.
+
+    Each `module:attribute` is a team, agent or executor, or an iterable of them. Raises StartupError, naming the entry
+    and what is wrong with it.
+    """
+    entries = [entry.strip() for entry in teams.split(",") if entry.strip()]
+    if not entries:
+        raise StartupError(f"TEAMTURN_TEAMS is not set, so there is nothing to run: {_EXAMPLE}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    found: dict[Target, Executor] = {}
+    for entry in entries:
+        for executor in _executors_in(entry):
+            if executor.target in found and found[executor.target] is not executor:
+                raise StartupError(f"TEAMTURN_TEAMS names {executor.target} twice; each id is for one")
+            found[executor.target] = executor
+    return found
+
+
+def _executors_in(entry: str) -> Iterable[Executor]:
+    module_name, colon, attribute = entry.partition(":")
+    if not (module_name and colon and attribute):
+        raise StartupError(f"TEAMTURN_TEAMS has {entry!r}, which is no module:attribute: {_EXAMPLE}")
+    found: Any = _imported(entry, module_name)
+    for name in attribute.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise StartupError(f"TEAMTURN_TEAMS: the module {module_name} has no {attribute!r}") from None
+    if _is_executor(found):
+        return [found]
+    if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
+        executors = list(found)
+        if executors and all(_is_executor(one) for one in executors):
+            return executors
+    raise StartupError(
+        f"TEAMTURN_TEAMS: {entry} is {type(found).__name__}, not a Team or an @executor function, or a list of them"
+    )
+
+
+def _imported(entry: str, module_name: str) -> Any:  # noqa: ANN401 - a module, of any kind
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise StartupError(
+                f"TEAMTURN_TEAMS: there is no module {module_name}, neither installed nor in {Path.cwd()}"
+            ) from None
+        raise StartupError(_failure(entry, error)) from error
+    # A user's module may raise anything while it is imported: a missing key, an unknown model, a typing mistake.
+    except Exception as error:
+        raise StartupError(_failure(entry, error)) from error
+
+
+def _failure(entry: str, error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "importlib" not in frame.filename]
+    # The last line of the user's own file says more than the library's that raised.
+    users = [frame for frame in own if "site-packages" not in frame.filename and __package__ not in frame.filename]
+    at = next((f" ({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(users or own)), "")
+    reason = str(error).strip().splitlines() or [""]
+    return f"TEAMTURN_TEAMS: importing {entry} failed{at}: {type(error).__name__}: {reason[0]}"
+
+
+def _is_executor(found: object) -> bool:
+    return isinstance(getattr(found, "target", None), Target) and callable(getattr(found, "run", None))

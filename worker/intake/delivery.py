@@ -1,0 +1,89 @@
+"""A delivery: one message, on the one channel on which it can be acknowledged."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from aio_pika.abc import AbstractIncomingMessage
+
+from schemas.requests import RunRequest
+from worker.broker import BROKER_ERRORS
+
+
+class ChannelLife:
+    """Whether a channel's deliveries can still be acknowledged. It ends once, before the channel is closed."""
+
+    def __init__(self) -> None:
+        self.alive = True
+
+    def end(self) -> None:
+        """Say that the broker takes, or has taken, everything unacknowledged back."""
+        self.alive = False
+
+
+@dataclass(slots=True)
+class Delivery:
+    """A message that was delivered and is not acknowledged yet."""
+
+    message: AbstractIncomingMessage
+    source: str
+    """The queue it came from."""
+    life: ChannelLife
+    received: float = field(default_factory=time.time)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still ours to answer: once its channel is closed, it is somebody else's."""
+        return self.life.alive
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether somebody had it before, and may have started it."""
+        return bool(self.message.redelivered)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The AMQP headers; never None."""
+        return dict(self.message.headers or {})
+
+    @property
+    def queued_since(self) -> float:
+        """When it was published, at the latest; unix seconds.
+
+        AMQP's `timestamp` has whole seconds: the end of that second is when it had been published. Without one it
+        is when it was received.
+        """
+        stamp = self.message.timestamp
+        return self.received if stamp is None else min(stamp.timestamp() + 1, self.received)
+
+    async def ack(self) -> None:
+        """Acknowledge it. On a channel that is gone this does nothing: the broker delivers it again."""
+        if not self.alive:
+            return
+        try:
+            await self.message.ack()
+        except BROKER_ERRORS:
+            self.life.end()
+
+    def forbidden_property(self) -> str | None:
+        """Return the name of an AMQP property by which the broker would drop or reorder the request unseen."""
+        if self.message.expiration is not None:
+            return "expiration"
+        return "priority" if self.message.priority else None
+
+
+@dataclass(slots=True)
+class RequestDelivery:
+    """A delivery that holds a run request, in its own partition."""
+
+    delivery: Delivery
+    request: RunRequest
+    started: bool = False
+    """Whether its turn was started here; a claim that is lost then and taken again is another attempt."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is still ours to answer."""
+        return self.delivery.alive

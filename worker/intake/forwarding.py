@@ -1,0 +1,100 @@
+"""Passing messages on: requests found outside their partition to it, what is no request to the dead letters.
+
+In order: one after the other, each confirmed before the next. Properties and headers are kept, but for those
+that would make the broker route or refuse the copy differently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from aio_pika import DeliveryMode, Message
+
+from worker.errors import RequestRefused
+from worker.intake.delivery import Delivery
+from worker.intake.topology import Topology
+from worker.replies.publisher import Publisher, Unroutable
+
+PASSED_ON: Final = "x-teamturn-passed-on"
+"""Set on what was passed on once. Found outside its partition again, the bindings are wrong, and passing it on
+would go on for ever."""
+
+_ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
+"""RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
+
+_UNROUTABLE_SECONDS: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
+    """Return a persistent message with the same body and properties, and some headers more.
+
+    Left out: `expiration` and priority (such a request is refused where it is seen), and `user_id`, which the broker
+    compares with the connection's own user.
+    """
+    original = delivery.message
+    headers = {name: value for name, value in delivery.headers.items() if name not in _ROUTING_HEADERS}
+    return Message(
+        body=original.body,
+        headers=headers | extra_headers,
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        correlation_id=original.correlation_id,
+        reply_to=original.reply_to,
+        message_id=original.message_id,
+        timestamp=original.timestamp,
+        type=original.type,
+        app_id=original.app_id,
+    )
+
+
+class Forwarder:
+    """Publishes copies of deliveries elsewhere and acknowledges them, in the order in which they are given to it."""
+
+    def __init__(self, publisher: Publisher, topology: Topology) -> None:
+        self._publisher = publisher
+        self._topology = topology
+        self._waiting: asyncio.Queue[tuple[Delivery, Message, str, str]] = asyncio.Queue()
+
+    def pass_on(self, delivery: Delivery, slot: str) -> None:
+        """Publish a request to its slot."""
+        copy = copy_of(delivery, {PASSED_ON: "1"})
+        self._waiting.put_nowait((delivery, copy, self._topology.requests, slot))
+
+    def bury(self, delivery: Delivery, refusal: RequestRefused) -> None:
+        """Publish what is not a request to the dead-letter queue, with headers that say why."""
+        _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
+        why = {
+            "x-teamturn-code": refusal.code.value,
+            "x-teamturn-reason": refusal.message,
+            "x-teamturn-queue": delivery.source,
+            "x-teamturn-time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._waiting.put_nowait((delivery, copy_of(delivery, why), "", self._topology.dead))
+
+    async def run(self) -> None:
+        """Publish what is given, until the task is cancelled."""
+        while True:
+            delivery, copy, exchange, routing_key = await self._waiting.get()
+            if await self._published(copy, exchange, routing_key, delivery):
+                await delivery.ack()
+
+    async def _published(self, copy: Message, exchange: str, routing_key: str, delivery: Delivery) -> bool:
+        while True:
+            try:
+                return await self._publisher.publish(
+                    copy,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    mandatory=True,
+                    wanted=lambda: delivery.alive,
+                )
+            except Unroutable:
+                _log.error("queue_missing", exchange=exchange, routing_key=routing_key, action="declaring it again")
+                self._publisher.doubt()
+                await asyncio.sleep(_UNROUTABLE_SECONDS)

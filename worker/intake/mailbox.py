@@ -1,0 +1,73 @@
+"""Mailboxes: a session's requests one after the other, in the order of their delivery; sessions side by side."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from worker.intake.delivery import RequestDelivery
+
+Take = Callable[[RequestDelivery], Awaitable[None]]
+
+
+class Mailboxes:
+    """The mailbox of every session that has requests here.
+
+    A session is busy here from the first request in its mailbox to the end of the last one, also while its partition
+    leaves and comes back: within a worker it is the mailbox that keeps two turns of a session apart.
+    """
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._boxes: dict[str, deque[RequestDelivery]] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many requests are here, the running ones included."""
+        return sum(len(box) for box in self._boxes.values())
+
+    def put(self, delivery: RequestDelivery) -> None:
+        """Add a request behind those of its session."""
+        session_id = delivery.request.session_id
+        box = self._boxes.get(session_id)
+        if box is not None:
+            box.append(delivery)
+            return
+        self._boxes[session_id] = deque([delivery])
+        task = asyncio.create_task(self._serve(session_id), name=f"mailbox {session_id}")
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def forget_dead(self) -> None:
+        """Drop what only waits and whose channel is gone: the broker has given it to somebody else.
+
+        The head stays: it has been started, and goes on under its session's lock.
+        """
+        for box in self._boxes.values():
+            head = box.popleft()
+            waiting = [delivery for delivery in box if delivery.alive]
+            box.clear()
+            box.extend([head, *waiting])
+
+    async def drained(self) -> None:
+        """Wait until nothing is here any more."""
+        while self._serving:
+            await asyncio.wait(self._serving)
+
+    async def stop(self) -> None:
+        """Cancel what runs, and wait for its end."""
+        for task in self._serving:
+            task.cancel()
+        await self.drained()
+
+    async def _serve(self, session_id: str) -> None:
+        box = self._boxes[session_id]
+        try:
+            while box:
+                if box[0].alive:
+                    await self._take(box[0])
+                box.popleft()
+        finally:
+            # Nothing was awaited since the box was seen empty: no request can have come in between.
+            del self._boxes[session_id]

@@ -1,0 +1,203 @@
+"""The exchanges, queues and bindings of a prefix: what the contract names, declared or looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, ExchangeType
+from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity, ChannelPreconditionFailed
+
+from worker.broker import close_quietly
+from worker.errors import StartupError
+from worker.intake.slots import SLOTS, partition_of
+
+DELIVERY_LIMIT: Final = 1_000_000
+"""Each closed channel counts against all its unacknowledged messages; unset means 20 on RabbitMQ 4, and then
+they are dropped. What is poison is judged by the run's own attempts."""
+
+_QUORUM: Final = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
+_INEQUIVALENT = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for \w+ '(?P<name>[^']+)'.*?: (?P<what>.*)")
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """An exchange to declare."""
+
+    name: str
+    type: ExchangeType
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A durable queue to declare, and what it is bound to: (exchange, routing key)."""
+
+    name: str
+    arguments: dict[str, Any]
+    bindings: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The names of a prefix."""
+
+    prefix: str
+    partitions: int
+
+    @property
+    def requests(self) -> str:
+        """The exchange that run requests are published to."""
+        return f"{self.prefix}.requests"
+
+    @property
+    def unrouted(self) -> str:
+        """The exchange and queue of requests without a slot."""
+        return f"{self.prefix}.unrouted"
+
+    @property
+    def results(self) -> str:
+        """The exchange and queue of replies."""
+        return f"{self.prefix}.results"
+
+    @property
+    def events(self) -> str:
+        """The exchange of streaming events."""
+        return f"{self.prefix}.events"
+
+    @property
+    def control(self) -> str:
+        """The exchange and queue of cancel messages."""
+        return f"{self.prefix}.control"
+
+    @property
+    def dead(self) -> str:
+        """The queue of what could not be executed."""
+        return f"{self.prefix}.dead"
+
+    def partition(self, number: int) -> str:
+        """Return the name of a request queue."""
+        return f"{self.prefix}.requests.{number}"
+
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Return every exchange, in the order in which they can be declared."""
+        return (
+            Exchange(self.unrouted, ExchangeType.FANOUT),
+            Exchange(self.requests, ExchangeType.DIRECT, {"alternate-exchange": self.unrouted}),
+            Exchange(self.results, ExchangeType.TOPIC),
+            Exchange(self.events, ExchangeType.TOPIC),
+            Exchange(self.control, ExchangeType.FANOUT),
+        )
+
+    def queues(self) -> tuple[Queue, ...]:
+        """Return every queue with its bindings."""
+        to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead}
+        ordered = _QUORUM | {"x-single-active-consumer": True} | to_dead
+        slots: dict[int, list[tuple[str, str]]] = {number: [] for number in range(self.partitions)}
+        for slot in SLOTS:
+            slots[partition_of(slot, self.partitions)].append((self.requests, slot))
+        return (
+            Queue(self.dead, dict(_QUORUM)),
+            *(Queue(self.partition(number), ordered, tuple(slots[number])) for number in slots),
+            Queue(self.unrouted, ordered, ((self.unrouted, ""),)),
+            Queue(self.results, dict(_QUORUM), ((self.results, "#"),)),
+            Queue(self.control, dict(_QUORUM), ((self.control, ""),)),
+        )
+
+
+async def apply(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare all of it; what is there already stays as it is.
+
+    Raises StartupError, naming the object and the argument, where something of another kind has the name.
+    """
+    channel = await connection.channel()
+    try:
+        for exchange in topology.exchanges():
+            await _declared(f"exchange {exchange.name!r}", _exchange(exchange, channel))
+        for queue in topology.queues():
+            declared = await _declared(f"queue {queue.name!r}", _queue(queue, channel))
+            # A binding has no arguments that could clash.
+            await asyncio.gather(*(declared.bind(source, key) for source, key in queue.bindings))
+    finally:
+        await close_quietly(channel)
+
+
+async def verify(connection: AbstractConnection, topology: Topology) -> list[str]:
+    """Look at each exchange and queue without making any, and return a sentence for each that is wrong.
+
+    Bindings can't be read over AMQP; `apply` repeats them.
+    """
+    problems: list[str] = []
+    for exchange in topology.exchanges():
+        problems += await _looked_at(
+            connection,
+            f"exchange {exchange.name!r}",
+            partial(_existing_exchange, exchange),
+            partial(_exchange, exchange),
+        )
+    for queue in topology.queues():
+        problems += await _looked_at(
+            connection,
+            f"queue {queue.name!r}",
+            partial(_existing_queue, queue),
+            partial(_queue, queue),
+        )
+    return problems
+
+
+def _existing_exchange(exchange: Exchange, channel: AbstractChannel) -> Awaitable[Any]:
+    return channel.get_exchange(exchange.name)
+
+
+def _existing_queue(queue: Queue, channel: AbstractChannel) -> Awaitable[Any]:
+    return channel.declare_queue(queue.name, passive=True)
+
+
+def _exchange(exchange: Exchange, channel: AbstractChannel) -> Awaitable[Any]:
+    return channel.declare_exchange(exchange.name, exchange.type, durable=True, arguments=exchange.arguments)
+
+
+def _queue(queue: Queue, channel: AbstractChannel) -> Awaitable[Any]:
+    return channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+
+
+async def _declared(what: str, declaration: Awaitable[Any]) -> Any:  # noqa: ANN401 - what aio-pika declared
+    try:
+        return await declaration
+    except ChannelPreconditionFailed as error:
+        raise StartupError(
+            f"the {what} exists with other properties ({_clash(error)}): delete it, or choose another TEAMTURN_PREFIX"
+        ) from None
+    except ChannelClosed as error:
+        raise StartupError(f"RabbitMQ refuses to declare the {what} ({_clash(error)})") from None
+
+
+async def _looked_at(
+    connection: AbstractConnection,
+    what: str,
+    look: Callable[[AbstractChannel], Awaitable[Any]],
+    declare: Callable[[AbstractChannel], Awaitable[Any]],
+) -> list[str]:
+    # A failed declaration closes its channel: each object gets one of its own. Looked at first, so that the
+    # declaration, by which alone the broker compares arguments, never makes anything.
+    channel = await connection.channel()
+    try:
+        await look(channel)
+        await declare(channel)
+    except ChannelNotFoundEntity:
+        return [f"the {what} is missing: run teamturn topology apply"]
+    except ChannelClosed as error:
+        return [f"the {what} is not as it should be ({_clash(error)})"]
+    finally:
+        await close_quietly(channel)
+    return []
+
+
+def _clash(error: Exception) -> str:
+    text = str(error)
+    found = _INEQUIVALENT.search(text)
+    return f"argument {found['argument']}: {found['what']}".rstrip("'\") ") if found else text[:300]

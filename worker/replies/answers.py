@@ -1,0 +1,84 @@
+"""Answers: the reply to a request as a value, and as the bytes that are stored and published. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.errors import ErrorCode
+from schemas.replies import MemberResponse, RunError, RunMetrics, RunReply, RunStatus
+from schemas.requests import RunRequest
+from worker.executors.attempt import Outcome
+from worker.executors.json_values import clean
+from worker.executors.turn import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When a turn was taken: unix seconds."""
+
+    queued: float
+    started: float
+    ended: float
+
+
+def rejected(request: RunRequest, code: ErrorCode, message: str, *, now: float, retryable: bool = False) -> RunReply:
+    """Return the reply to a request that is not executed."""
+    return RunReply(
+        **_address(request),
+        status=RunStatus.REJECTED,
+        error=RunError(code=code, message=_plain(message), retryable=retryable),
+        created_at=int(now),
+        completed_at=int(now),
+    )
+
+
+def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int, timing: Timing) -> RunReply:
+    """Return the reply to a request whose turn was taken, well or not."""
+    error = outcome.error
+    usage = turn.usage
+    return RunReply(
+        **_address(request),
+        status=outcome.status,
+        content=outcome.content,
+        member_responses=[
+            MemberResponse(member_id=member.member.id, content=clean(member.content), status=member.status)
+            for member in turn.member_runs
+        ],
+        turn=number,
+        attempt=turn.attempt,
+        metrics=RunMetrics(
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            total_tokens=usage.input_tokens + usage.output_tokens,
+            model_requests=usage.model_requests,
+            tool_calls=usage.tool_calls,
+            duration=round(timing.ended - timing.started, 6),
+            queue_time=round(max(timing.started - timing.queued, 0.0), 6),
+        ),
+        error=None
+        if error is None
+        else RunError(code=error.code, message=_plain(error.message), retryable=error.is_retryable),
+        created_at=int(timing.started),
+        completed_at=int(timing.ended),
+    )
+
+
+def body_of(reply: RunReply) -> bytes:
+    """Return the reply as it is stored and published."""
+    return reply.model_dump_json().encode()
+
+
+def _address(request: RunRequest) -> dict[str, str | None]:
+    target = request.target
+    return {
+        "run_id": request.run_id,
+        "session_id": request.session_id,
+        "session_type": target.type.value,
+        f"{target.type.value}_id": target.id,
+        "user_id": request.user_id,
+    }
+
+
+def _plain(message: str) -> str:
+    cleaned = clean(message)
+    return cleaned if isinstance(cleaned, str) else ""

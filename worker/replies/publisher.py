@@ -1,0 +1,100 @@
+"""Publishing with confirms: a message is published when the broker has said so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import DeliveryError, PublishError
+from pydantic import SecretStr
+
+from worker.broker import BROKER_ERRORS, close_quietly, connect
+from worker.errors import BrokerUnavailable, StartupError
+from worker.intake.topology import Topology, apply
+
+_CONFIRM_SECONDS: Final = 30.0
+"""A confirm takes milliseconds; one that is this late will not come, and the connection is taken for dead."""
+_RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+_log = structlog.get_logger()
+
+
+class Unroutable(Exception):
+    """No queue takes the message."""
+
+
+class Publisher:
+    """One connection and channel for publishing, and new ones whenever they are lost."""
+
+    def __init__(self, url: SecretStr, topology: Topology, *, name: str) -> None:
+        self._url = url
+        self._topology = topology
+        self._name = name
+        self._connection: AbstractConnection | None = None
+        self._channel: AbstractChannel | None = None
+        self._opening = asyncio.Lock()
+        self._doubtful = False
+
+    async def open(self) -> None:
+        """Connect. Raises StartupError or BrokerUnavailable."""
+        await self._ready_channel()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await close_quietly(self._connection)
+
+    async def publish(
+        self,
+        message: Message,
+        *,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        wanted: Callable[[], bool],
+    ) -> bool:
+        """Publish until the broker confirms it (True), or until it is no longer wanted (False).
+
+        Raises Unroutable if it is mandatory and no queue takes it. A lost confirm is repeated, so that a
+        consumer can see the message twice; it can't be lost.
+        """
+        tries = 0
+        while wanted():
+            try:
+                channel = await self._ready_channel()
+                target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+                await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
+            except PublishError:
+                raise Unroutable(f"no queue takes {routing_key!r} from {exchange!r}") from None
+            except (BrokerUnavailable, StartupError, DeliveryError, *BROKER_ERRORS) as error:
+                self._doubtful = True
+                if tries % 10 == 0:
+                    _log.warning("publish_retried", exchange=exchange, reason=f"{type(error).__name__}: {error}"[:300])
+                if isinstance(error, TimeoutError):
+                    await self.close()
+                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+                tries += 1
+            else:
+                return True
+        return False
+
+    def doubt(self) -> None:
+        """Make the prefix's exchanges and queues again before the next message: one of them is missing."""
+        self._doubtful = True
+
+    async def _ready_channel(self) -> AbstractChannel:
+        async with self._opening:
+            if self._connection is None or self._connection.is_closed:
+                self._connection = await connect(self._url, name=self._name)
+                self._channel = None
+            if self._doubtful:
+                # An exchange or a queue may be what is missing.
+                await apply(self._connection, self._topology)
+                self._doubtful = False
+            if self._channel is None or self._channel.is_closed:
+                self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            return self._channel

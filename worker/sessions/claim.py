@@ -1,0 +1,50 @@
+"""What a claim finds: pure data, read under the session's lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import JsonValue
+
+from schemas.ids import SessionType, Target
+from worker.executors.turn import PastRun
+
+JsonObject = dict[str, JsonValue]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is kept of a finished or refused run, to answer it again."""
+
+    session_id: str
+    user_id: str | None
+    target: Target
+    fingerprint: bytes
+    reply: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """The session as it is stored, before the turn."""
+
+    session_type: SessionType | str
+    target_id: str | None
+    user_id: str | None
+    session_state: JsonObject
+    metadata: JsonObject
+    summary: JsonObject | None
+    turn_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What is known of a request once its session is locked."""
+
+    database_time: datetime
+    receipt: Receipt | None
+    run_exists: bool
+    """A run of that id is stored, by whomever."""
+    session: SessionRow | None
+    history: tuple[PastRun, ...]
+    """The last completed runs, oldest first; members' runs not among them."""

@@ -1,0 +1,101 @@
+"""Connecting to Postgres, and the translation of its errors into ours: once, here."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Final
+from urllib.parse import urlsplit
+
+import asyncpg
+from pydantic import SecretStr
+
+from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreUnavailable
+
+CONNECT_LIMIT_SECONDS: Final = 10
+OLDEST_SERVER: Final = 14
+"""idle_session_timeout, on which the fencing of a frozen worker rests, came with PostgreSQL 14."""
+
+_TRY_AGAIN: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.exceptions.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.exceptions.OperatorInterventionError,  # shutting down, statement_timeout
+    asyncpg.exceptions.IdleSessionTimeoutError,
+    asyncpg.exceptions.ObjectNotInPrerequisiteStateError,  # lock_timeout among them
+    asyncpg.exceptions.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.exceptions.ReadOnlySQLTransactionError,  # a stand-by: the fail-over is not over
+    OSError,
+    TimeoutError,
+)
+
+
+async def connect(url: SecretStr, schema: str, *, application: str, lane: bool = False) -> asyncpg.Connection:
+    """Open a connection whose unqualified names are the schema's.
+
+    A lane's connection gets the limits by which Postgres itself takes the locks from a worker that is frozen, cut
+    off or stuck. Raises StartupError for what an operator must mend (password, database, role, version), and
+    StoreUnavailable where there is no server or it is not ready yet.
+    """
+    settings = {
+        # Quoted: asyncpg passes it as it is, and the setting's own syntax folds and splits names.
+        "search_path": f'"{schema}"',
+        "application_name": application[:63],
+        "timezone": "UTC",
+    }
+    if lane:
+        settings |= {
+            # Freed in time an idle holder's locks; a worker frozen while it reads a large result is not idle,
+            # and loses them by the unacknowledged data (measured: 5.4 s).
+            "idle_session_timeout": "15s",
+            "tcp_user_timeout": "5000",
+            "lock_timeout": "5s",
+            "statement_timeout": "30s",
+            "idle_in_transaction_session_timeout": "15s",
+        }
+    try:
+        connection = await asyncpg.connect(
+            url.get_secret_value(), timeout=CONNECT_LIMIT_SECONDS, server_settings=settings
+        )
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
+        raise StartupError(
+            f"Postgres refuses the user or the password of TEAMTURN_POSTGRES_URL ({_reason(error)})"
+        ) from None
+    except asyncpg.InvalidCatalogNameError as error:
+        raise StartupError(
+            f"Postgres has no such database ({_reason(error)}): create it, or correct TEAMTURN_POSTGRES_URL"
+        ) from None
+    except _TRY_AGAIN as error:
+        raise StoreUnavailable(f"Postgres can't be reached at {_address(url)} ({_reason(error)})") from error
+    except (ValueError, asyncpg.PostgresError) as error:
+        raise StartupError(f"TEAMTURN_POSTGRES_URL can't be used: {_reason(error)}") from None
+    version = connection.get_server_version()
+    if version.major < OLDEST_SERVER:
+        await connection.close()
+        raise StartupError(f"PostgreSQL {version.major} is too old: teamturn needs {OLDEST_SERVER} or newer")
+    return connection
+
+
+def translated(error: Exception) -> Exception:
+    """Return our error for one of the driver's: what it means for the turn whose statement failed."""
+    if isinstance(error, asyncpg.UniqueViolationError):
+        # The run_id was taken between claim and commit, in another session.
+        return ClaimOutdated(_reason(error))
+    if isinstance(error, _TRY_AGAIN):
+        return StoreUnavailable(_reason(error))
+    return StatementRefused(_reason(error))
+
+
+def application_name(role: str) -> str:
+    """Return what pg_stat_activity shows of a connection: who, where, and what for."""
+    return f"teamturn {role} {socket.gethostname()}:{os.getpid()}"
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
+
+
+def _address(url: SecretStr) -> str:
+    parts = urlsplit(url.get_secret_value())
+    return f"{parts.hostname}:{parts.port or 5432}"

@@ -1,0 +1,218 @@
+"""Lanes: the few database connections on which sessions are locked and written.
+
+A session belongs to one lane, by its id. Its advisory lock is taken on that lane's connection, and its commit and
+its unlock go through the same connection: a worker that lost the lock lost the connection, so it can't write. There
+is no token to compare and no late writer to refuse.
+
+Statements of concurrent turns are batched naturally: while one is under way, the rows of the next gather; a lone
+row never waits. A batch that Postgres refuses is halved until the bad row is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+import asyncpg
+import structlog
+from pydantic import SecretStr
+
+import sql
+from worker.errors import LaneLost, StoreUnavailable
+from worker.sessions.database import application_name, connect, translated
+
+_PING_SECONDS: Final = 3.0
+"""Well below the lanes' idle_session_timeout."""
+_STATEMENT_SECONDS: Final = 40.0
+"""Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
+_LARGEST_BATCH: Final = 256
+_RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+
+_log = structlog.get_logger()
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Statement(Generic[Row, Result]):
+    """A statement that takes many rows at once."""
+
+    name: str
+    text: str
+    arguments: Callable[[Sequence[Row]], Sequence[Any]]
+    """The statement's arguments for some rows."""
+    results: Callable[[Sequence[Row], Sequence[asyncpg.Record]], Sequence[Result | Exception]]
+    """What each row gets, in the rows' order; an exception is raised where the row was submitted."""
+
+
+@dataclass(slots=True)
+class _Submitted:
+    row: Any
+    result: asyncio.Future[Any]
+
+
+@dataclass
+class LaneConnection:
+    """One life of a lane's connection. Locks taken here are gone when it is closed."""
+
+    connection: asyncpg.Connection
+    _waiting: dict[str, tuple[Statement[Any, Any], list[_Submitted]]] = field(default_factory=dict)
+    _work: asyncio.Event = field(default_factory=asyncio.Event)
+    _lost: str | None = None
+
+    async def submit(self, statement: Statement[Row, Result], row: Row) -> Result:
+        """Run the statement for a row, together with whatever else waits for it, and return the row's result.
+
+        Raises LaneLost when the connection is gone: whether the statement took effect is then unknown.
+        A caller that is cancelled takes nothing back: the statement runs, and its result is dropped.
+        """
+        if self._lost is not None:
+            raise LaneLost(self._lost)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(statement.name, (statement, []))[1].append(_Submitted(row, future))
+        self._work.set()
+        return await future
+
+    def abandon(self, reason: str) -> None:
+        """Close the connection, and so give every lock back that it holds."""
+        self._lose(reason)
+        self.connection.terminate()
+        self._work.set()
+
+    async def run(self) -> None:
+        """Run what is submitted, until the connection is lost (then return) or the task is cancelled."""
+        try:
+            while not self.connection.is_closed():
+                await self._wait_for_work()
+                while self._waiting:
+                    statement, batch = self._next_batch()
+                    await self._execute(statement, batch)
+        except StoreUnavailable as error:
+            self._lose(str(error))
+        finally:
+            self._lose("the lane is closed")
+            # Closing says goodbye politely; on a dead connection there is nobody to say it to.
+            self.connection.terminate()
+
+    async def _wait_for_work(self) -> None:
+        while not self._waiting:
+            self._work.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PING_SECONDS):
+                    await self._work.wait()
+            if not self._waiting:
+                await self._fetch(sql.PING)  # also says whether the connection was lost meanwhile
+
+    def _next_batch(self) -> tuple[Statement[Any, Any], list[_Submitted]]:
+        name = next(iter(self._waiting))
+        statement, submitted = self._waiting.pop(name)
+        if len(submitted) > _LARGEST_BATCH:
+            # The rest goes to the end: other statements have their turn in between.
+            self._waiting[name] = (statement, submitted[_LARGEST_BATCH:])
+        return statement, [one for one in submitted[:_LARGEST_BATCH] if not one.result.cancelled()]
+
+    async def _execute(self, statement: Statement[Any, Any], batch: list[_Submitted]) -> None:
+        if not batch:
+            return
+        rows = [one.row for one in batch]
+        try:
+            records = await self._fetch(statement.text, *statement.arguments(rows))
+        except LaneLost as error:
+            _settle(batch, [error] * len(batch))
+            raise
+        except Exception as error:  # noqa: BLE001 - each row must get its answer
+            if len(batch) == 1:
+                _settle(batch, [error])
+                return
+            half = len(batch) // 2
+            await self._execute(statement, batch[:half])
+            await self._execute(statement, batch[half:])
+            return
+        _settle(batch, statement.results(rows, records))
+
+    async def _fetch(self, text: str, *arguments: Any) -> list[asyncpg.Record]:  # noqa: ANN401 - as asyncpg
+        try:
+            return await self.connection.fetch(text, *arguments, timeout=_STATEMENT_SECONDS)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            if self.connection.is_closed() or isinstance(error, OSError | asyncpg.InterfaceError):
+                raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
+            raise translated(error) from error
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = reason
+        for _, submitted in self._waiting.values():
+            _settle(submitted, [LaneLost(reason)] * len(submitted))
+        self._waiting.clear()
+
+
+def _settle(batch: Sequence[_Submitted], results: Sequence[object]) -> None:
+    for one, result in zip(batch, results, strict=True):
+        if one.result.done():
+            continue  # the caller was cancelled
+        if isinstance(result, Exception):
+            one.result.set_exception(result)
+        else:
+            one.result.set_result(result)
+
+
+class Lane:
+    """One lane: a connection, and a new one whenever it is lost."""
+
+    def __init__(self, url: SecretStr, schema: str, number: int) -> None:
+        self._url = url
+        self._schema = schema
+        self._number = number
+        self._current: LaneConnection | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the lane has a connection now."""
+        return self._current is not None
+
+    def connection(self) -> LaneConnection:
+        """Return the lane's connection. Raises StoreUnavailable while there is none."""
+        if self._current is None:
+            raise StoreUnavailable("no connection to Postgres")
+        return self._current
+
+    async def open(self) -> None:
+        """Make the first connection. Raises StartupError or StoreUnavailable."""
+        self._current = LaneConnection(await self._connect())
+
+    async def run(self) -> None:
+        """Serve the lane, reconnecting as long as it takes, until the task is cancelled."""
+        while True:
+            if self._current is None:
+                self._current = LaneConnection(await self._reconnected())
+                _log.info("lane_reconnected", lane=self._number)
+            try:
+                await self._current.run()
+            finally:
+                self._current = None
+            _log.warning("lane_lost", lane=self._number, consequence="its sessions' locks are free")
+
+    async def _connect(self) -> asyncpg.Connection:
+        name = application_name(f"lane {self._number}")
+        return await connect(self._url, self._schema, application=name, lane=True)
+
+    async def _reconnected(self) -> asyncpg.Connection:
+        return await _repeated(self._connect, self._number)
+
+
+async def _repeated(attempt: Callable[[], Awaitable[asyncpg.Connection]], lane: int) -> asyncpg.Connection:
+    tries = 0
+    while True:
+        try:
+            return await attempt()
+        # Also what would be a mistake of the operator's at the start: a server that comes back, or a fail-over,
+        # refuses users and databases for a while, and a running worker must outlast that.
+        except Exception as error:  # noqa: BLE001
+            if tries % 10 == 0:
+                _log.warning("lane_unavailable", lane=lane, reason=str(error))
+            await asyncio.sleep(_RECONNECT_SECONDS[min(tries, len(_RECONNECT_SECONDS) - 1)])
+            tries += 1

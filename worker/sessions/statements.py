@@ -1,0 +1,172 @@
+"""The statements that go through lanes: how rows become arguments, and records our own values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+import asyncpg
+from pydantic_core import from_json, to_json
+
+import sql
+from schemas.ids import SessionType, Target
+from worker.errors import ClaimOutdated, SessionBusyElsewhere
+from worker.sessions.claim import Claim, Receipt, SessionRow
+from worker.sessions.lanes import Statement
+from worker.sessions.stored_runs import past_run
+
+JsonObject = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRow:
+    """One request to claim: whose session is locked and what is read."""
+
+    run_id: str
+    session_id: str
+    history_runs: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CommitRow:
+    """One turn to commit: the session's new values, the runs to append, the receipt; and the reply's bytes."""
+
+    session: JsonObject
+    turn_seq: int | None
+    runs: list[JsonObject]
+    receipt: JsonObject
+    reply: bytes
+
+
+class CommitOutcome(StrEnum):
+    """What became of a commit."""
+
+    COMMITTED = "committed"
+    DELETED = "deleted"
+    STALE = "stale"
+
+
+def _claim_arguments(rows: Sequence[ClaimRow]) -> Sequence[Any]:
+    requests = [
+        {
+            "position": position,
+            "run_id": row.run_id,
+            "session_id": row.session_id,
+            "history_runs": row.history_runs,
+        }
+        for position, row in enumerate(rows)
+    ]
+    return [to_json(requests).decode()]
+
+
+def _claims(rows: Sequence[ClaimRow], records: Sequence[asyncpg.Record]) -> Sequence[Claim | Exception]:
+    found: dict[int, Claim | Exception] = {
+        record["position"]: _claim(record) if record["locked"] else SessionBusyElsewhere() for record in records
+    }
+    return [found[position] for position in range(len(rows))]
+
+
+def _claim(record: asyncpg.Record) -> Claim:
+    return Claim(
+        database_time=record["database_time"],
+        receipt=_receipt(record) if record["receipt_reply"] is not None else None,
+        run_exists=record["run_exists"],
+        session=_session(record) if record["session_exists"] else None,
+        history=tuple(past_run(run) for run in _parsed(record["history"], list)),
+    )
+
+
+def _receipt(record: asyncpg.Record) -> Receipt:
+    return Receipt(
+        session_id=record["receipt_session_id"],
+        user_id=record["receipt_user_id"],
+        target=Target(type=SessionType(record["receipt_target_type"]), id=record["receipt_target_id"]),
+        fingerprint=record["receipt_fingerprint"],
+        reply=record["receipt_reply"],
+    )
+
+
+def _session(record: asyncpg.Record) -> SessionRow:
+    data = _parsed(record["session_data"], dict)
+    state = data.get("session_state")
+    return SessionRow(
+        session_type=record["session_type"],
+        target_id=record["target_id"],
+        user_id=record["user_id"],
+        session_state=state if isinstance(state, dict) else {},
+        metadata=_parsed(record["metadata"], dict),
+        summary=_parsed(record["summary"], dict) or None,
+        turn_seq=record["turn_seq"],
+    )
+
+
+def _parsed(text: str | None, kind: type[Any]) -> Any:  # noqa: ANN401 - an instance of kind
+    """Parse a jsonb value that should be an object or array; what another program left there instead is empty."""
+    value = None if text is None else from_json(text)
+    return value if isinstance(value, kind) else kind()
+
+
+def _commit_arguments(rows: Sequence[CommitRow]) -> Sequence[Any]:
+    turns = [
+        {
+            "position": position,
+            "session": row.session,
+            "turn_seq": row.turn_seq,
+            "runs": row.runs,
+            "receipt": row.receipt,
+        }
+        for position, row in enumerate(rows, start=1)
+    ]
+    return [json.dumps(turns, ensure_ascii=False), [row.reply for row in rows]]
+
+
+def _outcomes(rows: Sequence[CommitRow], records: Sequence[asyncpg.Record]) -> Sequence[CommitOutcome | Exception]:
+    found = {record["position"]: CommitOutcome(record["outcome"]) for record in records}
+    return [found[position] for position in range(1, len(rows) + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """One answer to keep."""
+
+    receipt: JsonObject
+    reply: bytes
+
+
+def _receipt_arguments(rows: Sequence[ReceiptRow]) -> Sequence[Any]:
+    entries = [row.receipt | {"position": position} for position, row in enumerate(rows, start=1)]
+    return [json.dumps(entries, ensure_ascii=False), [row.reply for row in rows]]
+
+
+def _by_run_id(run_ids: Sequence[str], records: Sequence[asyncpg.Record]) -> Sequence[int | Exception]:
+    attempts = {record["run_id"]: record["attempts"] for record in records}
+    return [attempts[run_id] if run_id in attempts else ClaimOutdated() for run_id in run_ids]
+
+
+CLAIM: Final = Statement[ClaimRow, Claim](
+    name="claim", text=sql.CLAIM_TURNS, arguments=_claim_arguments, results=_claims
+)
+COMMIT: Final = Statement[CommitRow, CommitOutcome](
+    name="commit", text=sql.COMMIT_TURNS, arguments=_commit_arguments, results=_outcomes
+)
+STORE_RECEIPT: Final = Statement[ReceiptRow, None](
+    name="store_receipt",
+    text=sql.STORE_RECEIPTS,
+    arguments=_receipt_arguments,
+    results=lambda rows, _records: [None] * len(rows),
+)
+UNLOCK: Final = Statement[str, None](
+    name="unlock",
+    text=sql.UNLOCK_SESSIONS,
+    arguments=lambda session_ids: [list(session_ids)],
+    results=lambda session_ids, _records: [None] * len(session_ids),
+)
+COUNT_ATTEMPT: Final = Statement[str, int](
+    name="count_attempt",
+    text=sql.COUNT_ATTEMPTS,
+    arguments=lambda run_ids: [list(run_ids)],
+    results=_by_run_id,
+)

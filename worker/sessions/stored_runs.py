@@ -1,0 +1,134 @@
+"""Runs and sessions in the layout that Agno 3 reads and writes. Pure: values in, JSON objects out.
+
+The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`) it ignores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import JsonValue
+
+from schemas.ids import Target
+from schemas.replies import RunReply, RunStatus
+from schemas.requests import RunRequest
+from worker.executors.json_values import clean
+from worker.executors.turn import MemberRun, PastRun, text_of
+
+JsonObject = dict[str, Any]
+
+
+def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another program stored
+    """Read a stored run, ours or Agno's, as history."""
+    run = run_data if isinstance(run_data, dict) else {}
+    given = run.get("input")
+    asked = given.get("input_content") if isinstance(given, dict) else given
+    created_at = run.get("created_at")
+    return PastRun(
+        run_id=str(run.get("run_id", "")),
+        input=_input_text(asked),
+        content=run.get("content"),
+        created_at=created_at if isinstance(created_at, int) else 0,
+    )
+
+
+def _input_text(asked: Any) -> str:  # noqa: ANN401 - text, parts, or what another program stored
+    if isinstance(asked, list) and all(isinstance(part, dict) for part in asked):
+        return "\n".join(str(part["text"]) for part in asked if "text" in part)
+    return text_of(asked)
+
+
+def run_data(request: RunRequest, reply: RunReply, *, name: str) -> JsonObject:
+    """Return the stored form of a request's own run.
+
+    A team's run must not have the key agent_id, not even as null: Agno would read it as an agent's.
+    """
+    stored = _run(
+        run_id=request.run_id,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        target=request.target,
+        name=name,
+        asked=_input_content(request),
+        content=reply.content,
+        status=reply.status,
+        created_at=reply.created_at,
+    )
+    stored["member_responses"] = []
+    stored["metrics"] = reply.metrics.model_dump(include={"input_tokens", "output_tokens", "total_tokens", "duration"})
+    stored["turn"] = reply.turn
+    stored["attempt"] = reply.attempt
+    if request.metadata:
+        stored["metadata"] = request.metadata
+    if reply.error is not None:
+        stored["error"] = reply.error.model_dump(mode="json")
+    return _cleaned(stored)
+
+
+def member_run_data(request: RunRequest, member: MemberRun) -> JsonObject:
+    """Return the stored form of a member's run, below the run it belongs to."""
+    stored = _run(
+        run_id=member.run_id,
+        session_id=request.session_id,
+        user_id=request.user_id,
+        target=member.member,
+        name=member.name,
+        asked=member.input,
+        content=member.content,
+        status=member.status,
+        created_at=member.created_at,
+    )
+    stored["parent_run_id"] = member.parent_run_id
+    return _cleaned(stored)
+
+
+def target_data(target: Target, name: str, model_name: str | None) -> JsonObject:
+    """Return what the session row says of its team, agent or workflow, by the column it belongs to."""
+    described: JsonObject = {"name": name, f"{target.type.value}_id": target.id}
+    if model_name is not None:
+        provider, _, model = model_name.rpartition(":")
+        described["model"] = {"id": model, "name": model, "provider": provider or None}
+    return {f"{target.type.value}_data": _cleaned(described)}
+
+
+def _run(
+    *,
+    run_id: str,
+    session_id: str,
+    user_id: str | None,
+    target: Target,
+    name: str,
+    asked: JsonValue,
+    content: JsonValue,
+    status: RunStatus,
+    created_at: int,
+) -> JsonObject:
+    kind = target.type.value
+    messages = [{"role": "user", "content": _input_text(asked)}]
+    if content is not None:
+        messages.append({"role": "assistant", "content": text_of(content)})
+    return {
+        "run_id": run_id,
+        f"{kind}_id": target.id,
+        f"{kind}_name": name,
+        "session_id": session_id,
+        "user_id": user_id,
+        "input": {"input_content": asked},
+        "content": content,
+        "content_type": "str" if content is None or isinstance(content, str) else "json",
+        "status": status.value,
+        "created_at": created_at,
+        "messages": messages,
+    }
+
+
+def _input_content(request: RunRequest) -> JsonValue:
+    if isinstance(request.input, str):
+        return request.input
+    return [part.model_dump(mode="json") for part in request.input]
+
+
+def _cleaned(stored: JsonObject) -> JsonObject:
+    cleaned = clean(stored)
+    assert isinstance(cleaned, dict)  # noqa: S101 - for the type checker: an object stays one
+    return cleaned

@@ -1,0 +1,83 @@
+"""Settings: environment variables with the prefix TEAMTURN_, read once, by whoever starts something."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from worker.errors import StartupError
+
+ENV_PREFIX: Final = "TEAMTURN_"
+
+
+def _amqp_url(value: SecretStr) -> SecretStr:
+    if not re.match(r"amqps?://[^\s]+$", value.get_secret_value()):
+        raise ValueError("it must look like amqp://user:password@host:5672/ (amqps:// for TLS)")
+    return value
+
+
+def _postgres_url(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds
+    if not isinstance(value, str):
+        return value
+    # A driver suffix is for other libraries, such as SQLAlchemy: postgresql+psycopg://…
+    plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", value)
+    if not re.match(r"postgres(?:ql)?://", plain):
+        raise ValueError("it must look like postgresql://user:password@host:5432/database")
+    return plain
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"it is no regular expression: {error}") from error
+    return value
+
+
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """What an operator can set; see the table in README.md for what each means."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, extra="ignore", frozen=True)
+
+    amqp_url: Annotated[SecretStr, AfterValidator(_amqp_url)] = SecretStr("amqp://guest:guest@localhost:5672/")
+    postgres_url: Annotated[SecretStr, BeforeValidator(_postgres_url)] = SecretStr(
+        "postgresql://postgres@localhost:5432/postgres"
+    )
+    teams: str = ""
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = "teamturn"
+    db_schema: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")] = "ai"
+    partitions: Annotated[int, Field(ge=1, le=256)] = 16
+    prefetch: Annotated[int, Field(ge=1, le=65_535)] = 128
+    max_concurrent_turns: PositiveInt = 256
+    turn_timeout: Seconds = 600
+    drain_timeout: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
+    max_request_bytes: PositiveInt = 1_048_576
+    reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
+
+    @property
+    def turn_limit(self) -> timedelta:
+        """The hard limit on one attempt of a turn."""
+        return timedelta(seconds=self.turn_timeout)
+
+    @property
+    def drain_limit(self) -> timedelta:
+        """How long SIGTERM waits for started turns."""
+        return timedelta(seconds=self.drain_timeout)
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read the environment. A wrong variable is a StartupError that names it, without its value."""
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            name = f"{ENV_PREFIX}{'_'.join(str(part) for part in first['loc']).upper()}"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise StartupError(f"{name} is wrong: {reason[:1].lower()}{reason[1:]}") from None

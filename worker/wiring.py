@@ -1,0 +1,145 @@
+"""Wiring: the one place where a worker's objects are built, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from worker.broker import close_quietly
+from worker.broker import connect as connect_broker
+from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
+from worker.executors.registry import Executors
+from worker.fleet.agreement import agree
+from worker.intake.forwarding import Forwarder
+from worker.intake.intake import Intake
+from worker.intake.mailbox import Mailboxes
+from worker.intake.partitions import Consumers
+from worker.intake.topology import Topology, apply
+from worker.replies.publisher import Publisher
+from worker.replies.replies import ReplyAddresses, ReplyPublisher
+from worker.sessions.database import application_name, connect
+from worker.sessions.migrations import migrate, require_current
+from worker.sessions.store import SessionStore
+from worker.settings import Settings
+from worker.turn import TurnTaker
+
+_log = structlog.get_logger()
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker that is connected and consumes; it does so until told to drain."""
+
+    mailboxes: Mailboxes
+    consumers: Consumers
+    consuming: asyncio.Task[None]
+    background: tuple[asyncio.Task[None], ...]
+    settings: Settings
+
+    async def failed(self) -> None:
+        """Wait until something that must run for ever has ended, and raise what it ended with."""
+        done, _ = await asyncio.wait([self.consuming, *self.background], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def drain(self) -> None:
+        """Give all queues away at once, and let started turns finish within DRAIN_TIMEOUT.
+
+        What waited is delivered to another worker; so is what was started, which finds the stored reply there, or goes
+        on there where it was not done in time.
+        """
+        _log.info("worker_draining", requests=len(self.mailboxes), limit_seconds=self.settings.drain_timeout)
+        self.consuming.cancel()
+        await asyncio.gather(self.consuming, return_exceptions=True)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self.mailboxes.drained()
+        if len(self.mailboxes):
+            _log.warning("worker_drain_timeout", unfinished=len(self.mailboxes), consequence="they run elsewhere")
+
+
+@asynccontextmanager
+async def running_worker(settings: Settings, executors: Executors, *, migrating: bool) -> AsyncIterator[Worker]:
+    """Build and start a worker for the block. Raises StartupError for whatever an operator must mend first."""
+    topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
+    await _prepare(settings, topology, migrating=migrating)
+    async with AsyncExitStack() as stack:
+        sessions = SessionStore(settings.postgres_url, settings.db_schema)
+        replies = Publisher(settings.amqp_url, topology, name=application_name("replies"))
+        forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
+        forwarder = Forwarder(forwarding, topology)
+        taker = TurnTaker(
+            sessions,
+            executors,
+            ReplyPublisher(replies, topology, ReplyAddresses(settings.prefix, settings.reply_to_pattern)),
+            settings,
+        )
+        mailboxes = Mailboxes(taker.take)
+        intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
+        queues = [*(topology.partition(number) for number in range(settings.partitions)), topology.unrouted]
+        consumers = Consumers(
+            settings.amqp_url,
+            topology,
+            prefetch=settings.prefetch,
+            received=intake.received,
+            lost=mailboxes.forget_dead,
+            name=application_name("intake"),
+        )
+        await _as_startup(sessions.open())
+        for publisher in (replies, forwarding):
+            await _as_startup(publisher.open())
+            stack.push_async_callback(publisher.close)
+        background = tuple(
+            _owned(stack, asyncio.create_task(task, name=name))
+            for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()))
+        )
+        # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
+        stack.push_async_callback(mailboxes.stop)
+        consuming = _owned(stack, asyncio.create_task(consumers.run(queues), name="intake"))
+        yield Worker(mailboxes, consumers, consuming, background, settings)
+
+
+async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> None:
+    """See that schema, fleet settings and topology are as this worker needs them."""
+    database = await _as_startup(
+        connect(settings.postgres_url, settings.db_schema, application=application_name("start"))
+    )
+    try:
+        if migrating:
+            await migrate(database, settings.db_schema)
+        await require_current(database, settings.db_schema)
+        await agree(database, settings)
+    finally:
+        await database.close()
+    broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
+    try:
+        await apply(broker, topology)
+    finally:
+        await close_quietly(broker)
+
+
+async def _as_startup(starting: Awaitable[_T]) -> _T:
+    """Await a part of the start: a server that is away then is for the operator to mend."""
+    try:
+        return await starting
+    except (BrokerUnavailable, StoreUnavailable) as error:
+        raise StartupError(f"{error}: is it running, and is the address right?") from error
+
+
+def _owned(stack: AsyncExitStack, task: asyncio.Task[None]) -> asyncio.Task[None]:
+    """Have the stack cancel the task at its end, and wait for it."""
+
+    async def stop() -> None:
+        task.cancel()
+        # What it ended with was raised where it is watched; here it must only be gone.
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+    return task
