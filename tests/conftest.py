@@ -1,0 +1,86 @@
+"""Fixtures: one RabbitMQ and one Postgres for all tests; a database and a prefix for each."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from yarl import URL
+
+from tests.support.broker import TestBroker
+from worker.sandbox import Sandbox
+from worker.sessions.database import connect
+from worker.sessions.migrations import migrate
+from worker.settings import Settings
+
+_TEMPLATE = "teamturn_template"
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(report=lambda line: print(line, flush=True)) as box:
+        yield box
+
+
+@pytest.fixture(scope="session")
+def template(sandbox: Sandbox) -> str:
+    """The name of a migrated, empty database to clone."""
+    name = f"{_TEMPLATE}_{uuid.uuid4().hex[:8]}"
+
+    async def make() -> None:
+        admin = await asyncpg.connect(sandbox.postgres_url)
+        await admin.execute(f'create database "{name}"')
+        await admin.close()
+        url = SecretStr(str(URL(sandbox.postgres_url).with_path(f"/{name}")))
+        connection = await connect(url, "ai", application="template")
+        await migrate(connection, "ai")
+        await connection.close()
+
+    asyncio.run(make())
+    return name
+
+
+@pytest.fixture
+async def postgres_url(sandbox: Sandbox, template: str) -> AsyncIterator[str]:
+    """The URL of a migrated database of the test's own."""
+    name = f"teamturn_{uuid.uuid4().hex[:12]}"
+    admin = await asyncpg.connect(sandbox.postgres_url)
+    await admin.execute(f'create database "{name}" template "{template}"')
+    try:
+        yield str(URL(sandbox.postgres_url).with_path(f"/{name}"))
+    finally:
+        await admin.execute(f'drop database "{name}" with (force)')
+        await admin.close()
+
+
+@pytest.fixture
+def settings(sandbox: Sandbox, postgres_url: str) -> Settings:
+    """Settings with a database and a prefix of the test's own, and few partitions: queues take time to declare."""
+    return Settings(
+        amqp_url=SecretStr(sandbox.amqp_url),
+        postgres_url=SecretStr(postgres_url),
+        prefix=f"t-{uuid.uuid4().hex[:8]}",
+        partitions=2,
+        prefetch=32,
+        drain_timeout=5,
+    )
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to the test's database, for looking."""
+    connection = await connect(SecretStr(postgres_url), "ai", application="test")
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def broker(settings: Settings) -> AsyncIterator[TestBroker]:
+    """A producer and consumer written against the contract, with nothing of teamturn's own client."""
+    async with TestBroker(settings.amqp_url.get_secret_value(), settings.prefix) as broker:
+        yield broker
+        await broker.delete_everything(settings.partitions)

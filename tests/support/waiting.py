@@ -1,0 +1,23 @@
+"""Waiting for conditions."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = 20) -> None:
+    """Wait until the condition holds; fail, naming it, if it does not in time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while True:
+        holds = condition()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        if holds:
+            return
+        if loop.time() > end:
+            source = inspect.getsource(condition).strip()
+            raise AssertionError(f"not within {seconds:g} s: {source}")
+        await asyncio.sleep(0.02)
