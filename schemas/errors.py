@@ -9,7 +9,7 @@ from typing import Final
 class ErrorCode(StrEnum):
     """Why a request was refused, or a run failed. The values are part of the contract; none is ever reused."""
 
-    # What is not a run request at all. It goes to {prefix}.dead.
+    # What could not be executed. It goes to {prefix}.dead.
     MALFORMED_REQUEST = "malformed_request"
     """The body is not UTF-8, not JSON, or nested too deeply to be read."""
     INVALID_REQUEST = "invalid_request"
@@ -20,6 +20,8 @@ class ErrorCode(StrEnum):
     """Neither the body nor the AMQP message_id names the run."""
     MISROUTED = "misrouted"
     """The request was passed on to its partition once and still arrived at another: the bindings are wrong."""
+    INTERNAL_ERROR = "internal_error"
+    """The worker failed on the request in a way that was not foreseen; its log says how."""
 
     # A request that is refused; REJECTED, never executed.
     UNSUPPORTED_PROPERTY = "unsupported_property"
@@ -54,13 +56,14 @@ class ErrorCode(StrEnum):
     """The session was deleted while the turn ran; it stays deleted."""
 
 
-NOT_A_REQUEST: Final = frozenset(
+DEAD_LETTERED: Final = frozenset(
     {
         ErrorCode.MALFORMED_REQUEST,
         ErrorCode.INVALID_REQUEST,
         ErrorCode.REQUEST_TOO_LARGE,
         ErrorCode.MISSING_RUN_ID,
         ErrorCode.MISROUTED,
+        ErrorCode.INTERNAL_ERROR,
     }
 )
-"""The codes of what goes to the dead-letter queue: there is no run that a reply could speak of."""
+"""The codes of what goes to the dead-letter queue: nothing is stored of it, and nothing is lost."""

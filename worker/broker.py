@@ -20,6 +20,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from worker.errors import BrokerUnavailable, StartupError
+from worker.frames import tolerate_bad_properties
 
 CONNECT_LIMIT_SECONDS: Final = 10.0
 CLOSE_LIMIT_SECONDS: Final = 5.0
@@ -34,6 +35,7 @@ async def connect(url: SecretStr, *, name: str) -> AbstractConnection:
 
     Raises StartupError for what an operator must mend, BrokerUnavailable where no server answers.
     """
+    tolerate_bad_properties()
     address = URL(url.get_secret_value())
     if "heartbeat" not in address.query:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)

@@ -69,7 +69,7 @@ class TurnTaker:
     async def take(self, received: RequestDelivery) -> None:
         """Take one request from delivery to ack."""
         request, delivery = received.request, received.delivery
-        with bound_contextvars(run_id=request.run_id, session_id=request.session_id):
+        with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             body = await self._answered(received)
             if body is not None and await self._replies.publish(body, request, delivery):
                 await delivery.ack()

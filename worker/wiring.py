@@ -81,7 +81,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             ReplyPublisher(replies, topology, ReplyAddresses(settings.prefix, settings.reply_to_pattern)),
             settings,
         )
-        mailboxes = Mailboxes(taker.take)
+        mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         queues = [*(topology.partition(number) for number in range(settings.partitions)), topology.unrouted]
         consumers = Consumers(

@@ -56,7 +56,8 @@ class TestBroker:
         if routing_key is None:
             assert isinstance(body, dict)
             routing_key = slot(body.get("session_id") or body["run_id"])
-        properties = {"content_type": "application/json", "delivery_mode": 2} | properties
+        properties.setdefault("content_type", "application/json")
+        properties.setdefault("delivery_mode", 2)
         target = await self.channel.get_exchange(exchange or f"{self.prefix}.requests", ensure=False)
         await target.publish(aio_pika.Message(raw, **properties), routing_key)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aio_pika import DeliveryMode, Message
+from pamqp import encode
 
 from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery
@@ -25,6 +26,9 @@ would go on for ever."""
 _ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
 """RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
 
+_MOST_HEADER_BYTES: Final = 65_536
+"""All properties must fit into one frame, of 128 KiB as RabbitMQ is set up; past it the connection is closed."""
+
 _UNROUTABLE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
@@ -33,14 +37,14 @@ _log = structlog.get_logger()
 def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
     """Return a persistent message with the same body and properties, and some headers more.
 
-    Left out: `expiration` and priority (such a request is refused where it is seen), and `user_id`, which the broker
-    compares with the connection's own user.
+    Left out: `expiration` and priority (such a request is refused where it is seen), `user_id`, which the broker
+    compares with the connection's own user, and headers that can't be sent again.
     """
     original = delivery.message
     headers = {name: value for name, value in delivery.headers.items() if name not in _ROUTING_HEADERS}
     return Message(
         body=original.body,
-        headers=headers | extra_headers,
+        headers=(headers if _can_be_sent(headers) else {}) | extra_headers,
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -51,6 +55,13 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
         type=original.type,
         app_id=original.app_id,
     )
+
+
+def _can_be_sent(headers: dict[str, Any]) -> bool:
+    try:
+        return len(encode.field_table(headers)) <= _MOST_HEADER_BYTES
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return False
 
 
 class Forwarder:

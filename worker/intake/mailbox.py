@@ -5,10 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Final
 
-from worker.intake.delivery import RequestDelivery
+import structlog
+
+from schemas.errors import ErrorCode
+from worker.errors import RequestRefused
+from worker.intake.delivery import Delivery, RequestDelivery
 
 Take = Callable[[RequestDelivery], Awaitable[None]]
+Bury = Callable[[Delivery, RequestRefused], None]
+
+_RETRY_SECONDS: Final = (0.1, 1.0, 0.0)
+
+_log = structlog.get_logger()
 
 
 class Mailboxes:
@@ -18,8 +28,10 @@ class Mailboxes:
     leaves and comes back: within a worker it is the mailbox that keeps two turns of a session apart.
     """
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, take: Take, bury: Bury) -> None:
+        """`bury` is given what `take` kept failing on."""
         self._take = take
+        self._bury = bury
         self._boxes: dict[str, deque[RequestDelivery]] = {}
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -66,8 +78,21 @@ class Mailboxes:
         try:
             while box:
                 if box[0].alive:
-                    await self._take(box[0])
+                    await self._take_safely(box[0])
                 box.popleft()
         finally:
             # Nothing was awaited since the box was seen empty: no request can have come in between.
             del self._boxes[session_id]
+
+    async def _take_safely(self, delivery: RequestDelivery) -> None:
+        """Take a request; one that fails in a way that was not foreseen must not hold up those behind it."""
+        for seconds in _RETRY_SECONDS:
+            try:
+                await self._take(delivery)
+            except Exception:  # noqa: BLE001 - whatever it is, the session's next request must be taken
+                request = delivery.request
+                _log.exception("request_failed", run_id=request.run_id, session_id=request.session_id)
+                await asyncio.sleep(seconds)
+            else:
+                return
+        self._bury(delivery.delivery, RequestRefused(ErrorCode.INTERNAL_ERROR, "the worker failed; see its log"))

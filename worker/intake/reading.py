@@ -18,7 +18,7 @@ _LONGEST_REASON: Final = 500
 def read_request(body: bytes, message_id: str | None, *, largest_bytes: int) -> RunRequest:
     """Read a request, with the AMQP message_id as the run_id where the body has none.
 
-    Raises RequestRefused with one of the codes of `schemas.errors.NOT_A_REQUEST`. The reason names the field and
+    Raises RequestRefused with one of the codes of `schemas.errors.DEAD_LETTERED`. The reason names the field and
     never repeats its value.
     """
     if len(body) > largest_bytes:
