@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Final
 
 import aio_pika
@@ -30,7 +31,23 @@ _HEARTBEAT_SECONDS: Final = "5"
 BROKER_ERRORS: Final = (*CONNECTION_EXCEPTIONS, ChannelInvalidStateError, asyncio.TimeoutError)
 
 
-async def connect(url: SecretStr, *, name: str) -> AbstractConnection:
+@dataclass(frozen=True, slots=True)
+class BrokerConnection:
+    """A connection to RabbitMQ, and whether it still is one.
+
+    aio-pika calls a connection closed only after its own close(): one that the other side dropped passes for open.
+    """
+
+    amqp: AbstractConnection
+    lost: asyncio.Event
+
+    async def close(self) -> None:
+        """Close it, within a limit."""
+        self.lost.set()
+        await close_quietly(self.amqp)
+
+
+async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     """Open a connection that does not reconnect by itself: who uses it knows what must happen then.
 
     Raises StartupError for what an operator must mend, BrokerUnavailable where no server answers.
@@ -41,7 +58,7 @@ async def connect(url: SecretStr, *, name: str) -> AbstractConnection:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
     where = f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
     try:
-        return await aio_pika.connect(
+        connection = await aio_pika.connect(
             address, timeout=CONNECT_LIMIT_SECONDS, client_properties={"connection_name": name}
         )
     except (AuthenticationError, ProbableAuthenticationError):
@@ -53,16 +70,19 @@ async def connect(url: SecretStr, *, name: str) -> AbstractConnection:
         ) from None
     except BROKER_ERRORS as error:
         raise BrokerUnavailable(f"RabbitMQ can't be reached at {where} ({_reason(error)})") from error
+    lost = asyncio.Event()
+    connection.close_callbacks.add(lambda *_: lost.set())
+    return BrokerConnection(connection, lost)
 
 
 @asynccontextmanager
-async def connected(url: SecretStr, *, name: str) -> AsyncIterator[AbstractConnection]:
+async def connected(url: SecretStr, *, name: str) -> AsyncIterator[BrokerConnection]:
     """Open a connection for the block, and close it after it."""
     connection = await connect(url, name=name)
     try:
         yield connection
     finally:
-        await close_quietly(connection)
+        await connection.close()
 
 
 async def close_quietly(closable: AbstractConnection | AbstractChannel) -> None:

@@ -9,13 +9,13 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr, ValidationError
 
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
-from worker.broker import BROKER_ERRORS, close_quietly, connect
+from worker.broker import BROKER_ERRORS, BrokerConnection, connect
 from worker.errors import BrokerUnavailable
 from worker.intake.slots import slot_of
 from worker.intake.topology import Topology
@@ -36,24 +36,23 @@ class RunClient:
     def __init__(self, amqp_url: str, *, prefix: str = "teamturn") -> None:
         self._url = SecretStr(amqp_url)
         self._names = Topology(prefix=prefix, partitions=1)
-        self._connection: AbstractConnection | None = None
-        self._channel: AbstractChannel | None = None
+        self._connection: BrokerConnection | None = None
         self._exchange: AbstractExchange | None = None
         self._waiting: dict[str, asyncio.Future[RunReply]] = {}
 
     async def __aenter__(self) -> Self:
         """Connect. Raises StartupError or BrokerUnavailable."""
         self._connection = await connect(self._url, name="teamturn client")
-        self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-        self._channel.close_callbacks.add(self._lost)
+        channel = await self._connection.amqp.channel(publisher_confirms=True, on_return_raises=True)
+        channel.close_callbacks.add(self._lost)
         try:
-            self._exchange = await self._channel.get_exchange(self._names.requests)
+            self._exchange = await channel.get_exchange(self._names.requests)
         except ChannelNotFoundEntity:
             await self._connection.close()
             raise BrokerUnavailable(
                 f"RabbitMQ has no exchange {self._names.requests!r}: start a worker, or run teamturn topology apply"
             ) from None
-        replies = await self._channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
+        replies = await channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
         await replies.consume(self._received, no_ack=True)
         return self
 
@@ -65,7 +64,7 @@ class RunClient:
     ) -> None:
         """Disconnect. A run that is still waited for ends with BrokerUnavailable; its request stays queued."""
         if self._connection is not None:
-            await close_quietly(self._connection)
+            await self._connection.close()
         self._lost()
 
     async def run(self, request: RunRequest, *, timeout_seconds: float = 600) -> RunReply:

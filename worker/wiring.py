@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import structlog
 
-from worker.broker import close_quietly
 from worker.broker import connect as connect_broker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
@@ -120,9 +119,9 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         await database.close()
     broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
     try:
-        await apply(broker, topology)
+        await apply(broker.amqp, topology)
     finally:
-        await close_quietly(broker)
+        await broker.close()
 
 
 async def _as_startup(starting: Awaitable[_T]) -> _T:

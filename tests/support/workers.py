@@ -70,6 +70,32 @@ async def run_command(
     return process.returncode or 0, out.decode(), err.decode()
 
 
+async def run_console_script(
+    *arguments: str, environment: Mapping[str, str], cwd: Path = ROOT, seconds: float = 60
+) -> tuple[int, str, str]:
+    """Run `teamturn …` as its console script does, the working directory not on the path; return as `run_command`."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-c",
+        "import sys; sys.argv[0] = 'teamturn'; from teamturn import main; sys.exit(main())",
+        *arguments,
+        env=dict(environment),
+        cwd=cwd,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise
+    return process.returncode or 0, out.decode(), err.decode()
+
+
 class WorkerProcess:
     """`teamturn worker` as a process of its own."""
 

@@ -21,7 +21,7 @@ def apply_topology() -> None:
 
     async def run() -> None:
         async with connected(settings.amqp_url, name=application_name("topology")) as connection:
-            await apply(connection, topology)
+            await apply(connection.amqp, topology)
 
     asyncio.run(run())
     typer.echo(
@@ -36,7 +36,7 @@ def verify_topology() -> None:
 
     async def run() -> list[str]:
         async with connected(settings.amqp_url, name=application_name("topology")) as connection:
-            return await verify(connection, topology)
+            return await verify(connection.amqp, topology)
 
     problems = asyncio.run(run())
     for problem in problems:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Final
 
 import structlog
-from aio_pika.abc import AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
-from worker.broker import BROKER_ERRORS, close_quietly, connect
+from worker.broker import BROKER_ERRORS, BrokerConnection, close_quietly, connect
 from worker.errors import BrokerUnavailable, StartupError
 from worker.intake.delivery import ChannelLife, Delivery
 from worker.intake.topology import Topology, apply
@@ -49,6 +49,8 @@ class Consumers:
         self._wanted: frozenset[str] = frozenset()
         self._active: set[str] = set()
         self._lives: set[ChannelLife] = set()
+        self.connections = 0
+        """How many connections were made so far."""
 
     @property
     def consuming(self) -> frozenset[str]:
@@ -72,31 +74,32 @@ class Consumers:
                 await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                 tries += 1
                 continue
+            self.connections += 1
             try:
                 await self._consume_all(connection, queues)
                 tries = 0
             finally:
                 self._end_all()
-                await close_quietly(connection)
+                await connection.close()
 
-    async def _consume_all(self, connection: AbstractConnection, queues: Sequence[str]) -> None:
+    async def _consume_all(self, connection: BrokerConnection, queues: Sequence[str]) -> None:
         """Consume over one connection until it is lost."""
-        closed = asyncio.ensure_future(connection.closed())
+        lost = asyncio.create_task(connection.lost.wait())
         consumers = [asyncio.create_task(self._keep_consuming(connection, queue)) for queue in queues]
         try:
-            await asyncio.wait([closed, *consumers], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([lost, *consumers], return_when=asyncio.FIRST_COMPLETED)
             _log.warning("broker_connection_lost", consequence="unfinished requests are delivered again")
         finally:
             # The deliveries die first: nobody may answer what the broker is about to give away.
             self._end_all()
-            for task in (closed, *consumers):
+            for task in (lost, *consumers):
                 task.cancel()
-            await asyncio.gather(closed, *consumers, return_exceptions=True)
+            await asyncio.gather(lost, *consumers, return_exceptions=True)
 
-    async def _keep_consuming(self, connection: AbstractConnection, queue: str) -> None:
+    async def _keep_consuming(self, connection: BrokerConnection, queue: str) -> None:
         """Consume one queue, over a new channel whenever one is lost, as long as the connection lives."""
         tries = 0
-        while not connection.is_closed:
+        while not connection.lost.is_set():
             try:
                 await self._consume(connection, queue)
                 tries = 0
@@ -104,15 +107,15 @@ class Consumers:
                 _log.warning("consumer_failed", queue=queue, reason=f"{type(error).__name__}: {error}"[:300])
                 with suppress(StartupError, *BROKER_ERRORS):
                     # The queue may be gone: somebody deleted it, or the broker lost its disk.
-                    await apply(connection, self._topology)
+                    await apply(connection.amqp, self._topology)
             await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
             tries += 1
 
-    async def _consume(self, connection: AbstractConnection, queue: str) -> None:
+    async def _consume(self, connection: BrokerConnection, queue: str) -> None:
         """Consume one queue over one channel, until the channel or its consumer is gone."""
         life = ChannelLife()
         gone = asyncio.Event()
-        channel = connection.channel(publisher_confirms=False)
+        channel = connection.amqp.channel(publisher_confirms=False)
         channel.close_callbacks.add(lambda *_: gone.set())
 
         async def on_message(message: AbstractIncomingMessage) -> None:

@@ -8,11 +8,11 @@ from typing import Final
 
 import structlog
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import DeliveryError, PublishError
 from pydantic import SecretStr
 
-from worker.broker import BROKER_ERRORS, close_quietly, connect
+from worker.broker import BROKER_ERRORS, BrokerConnection, connect
 from worker.errors import BrokerUnavailable, StartupError
 from worker.intake.topology import Topology, apply
 
@@ -34,7 +34,7 @@ class Publisher:
         self._url = url
         self._topology = topology
         self._name = name
-        self._connection: AbstractConnection | None = None
+        self._connection: BrokerConnection | None = None
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._doubtful = False
@@ -46,7 +46,7 @@ class Publisher:
     async def close(self) -> None:
         """Close the connection."""
         if self._connection is not None:
-            await close_quietly(self._connection)
+            await self._connection.close()
 
     async def publish(
         self,
@@ -88,13 +88,13 @@ class Publisher:
 
     async def _ready_channel(self) -> AbstractChannel:
         async with self._opening:
-            if self._connection is None or self._connection.is_closed:
+            if self._connection is None or self._connection.lost.is_set():
                 self._connection = await connect(self._url, name=self._name)
                 self._channel = None
             if self._doubtful:
                 # An exchange or a queue may be what is missing.
-                await apply(self._connection, self._topology)
+                await apply(self._connection.amqp, self._topology)
                 self._doubtful = False
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+                self._channel = await self._connection.amqp.channel(publisher_confirms=True, on_return_raises=True)
             return self._channel

@@ -1,0 +1,236 @@
+"""What Postgres promises a turn: exclusion, what is read under the lock, and what a commit writes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from schemas.replies import RunReply, RunStatus
+from schemas.requests import RunRequest
+from tests.support.waiting import eventually
+from worker.errors import ClaimOutdated, LaneLost, SessionBusyElsewhere, SessionDeleted, StatementRefused
+from worker.executors.attempt import Outcome, new_turn
+from worker.replies.answers import Timing, body_of, finished
+from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
+from worker.settings import Settings
+
+
+@asynccontextmanager
+async def store_of(settings: Settings) -> AsyncIterator[SessionStore]:
+    store = SessionStore(settings.postgres_url, settings.db_schema)
+    await store.open()
+    running = asyncio.create_task(store.run())
+    try:
+        yield store
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def request_of(run_id: str, session_id: str = "s1", text: str = "hi") -> RunRequest:
+    return RunRequest(run_id=run_id, session_id=session_id, team_id="echo", user_id="u1", input=text)
+
+
+async def commit(claimed: ClaimedSession, content: str = "answer", *, now: float | None = None) -> RunReply:
+    """Commit a completed turn with that answer."""
+    turn = new_turn(claimed.request, claimed.claim.session, claimed.claim.history, attempt=1)
+    outcome = Outcome(RunStatus.COMPLETED, content=content, session_state=dict(turn.session_state))
+    now = time.time() if now is None else now
+    reply = finished(
+        claimed.request, turn, outcome, number=claimed.next_turn, timing=Timing(queued=now, started=now, ended=now)
+    )
+    left = FinishedTurn(name="Echo", model_name="fake:model", session_state=turn.session_state, member_runs=())
+    await claimed.commit(reply, body_of(reply), left)
+    return reply
+
+
+async def take(store: SessionStore, run_id: str, session_id: str = "s1", content: str = "answer") -> RunReply:
+    async with store.claimed(request_of(run_id, session_id), 3) as claimed:
+        return await commit(claimed, content)
+
+
+async def test_a_session_is_claimed_by_one_worker_at_a_time(settings: Settings) -> None:
+    async with store_of(settings) as one, store_of(settings) as other:
+        async with one.claimed(request_of("r1"), 3):
+            with pytest.raises(SessionBusyElsewhere):
+                async with other.claimed(request_of("r2"), 3):
+                    pass
+            async with other.claimed(request_of("r3", "another session"), 3):
+                pass
+        async with other.claimed(request_of("r2"), 3):
+            pass
+
+
+async def test_a_claim_reads_what_the_holder_before_it_committed(settings: Settings) -> None:
+    """A snapshot older than the lock would show an earlier turn_seq, and the commit would be stale."""
+
+    async def turns(store: SessionStore, name: str) -> None:
+        done = 0
+        while done < 60:
+            try:
+                async with store.claimed(request_of(f"{name}-{done}"), 1) as claimed:
+                    reply = await commit(claimed)
+            except SessionBusyElsewhere:
+                await asyncio.sleep(0)
+                continue
+            done += 1
+            seen.append(reply.turn or 0)
+
+    seen: list[int] = []
+    async with store_of(settings) as one, store_of(settings) as other:
+        await asyncio.gather(turns(one, "one"), turns(other, "other"))
+    assert sorted(seen) == list(range(1, 121))
+
+
+async def test_a_lost_connection_gives_the_lock_free_and_its_holder_cannot_write(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with store_of(settings) as one, store_of(settings) as other:
+        with pytest.raises(LaneLost):
+            async with one.claimed(request_of("r1"), 3) as claimed:
+                await database.execute(
+                    "select pg_terminate_backend(pid) from pg_stat_activity "
+                    "where application_name like 'teamturn lane%' and datname = current_database() "
+                    "and pid in (select pid from pg_locks where locktype = 'advisory')"
+                )
+                await take(other, "r2")
+                await commit(claimed)
+        assert await database.fetchval("select array_agg(run_id) from agno_runs") == ["r2"]
+        # The lane comes back by itself.
+        await eventually(lambda: one.alive)
+        assert (await take(one, "r3")).turn == 2
+
+
+async def test_a_commit_keeps_what_other_programs_wrote(settings: Settings, database: asyncpg.Connection) -> None:
+    async with store_of(settings) as store:
+        await take(store, "r1")
+        async with store.claimed(request_of("r2"), 3) as claimed:
+            await database.execute(
+                """update agno_sessions set
+                   session_data = session_data || '{"session_name": "Renamed", "theirs": 1}',
+                   team_data = team_data || '{"theirs": 2}', metadata = '{"theirs": 3}', summary = '{"theirs": 4}'"""
+            )
+            await commit(claimed)
+    row = await database.fetchrow("select * from agno_sessions")
+    assert row is not None
+    data = json.loads(row["session_data"])
+    assert (data["session_name"], data["theirs"]) == ("Renamed", 1)
+    assert json.loads(row["team_data"])["theirs"] == 2
+    assert json.loads(row["metadata"]) == {"theirs": 3}
+    assert json.loads(row["summary"]) == {"theirs": 4}
+    assert row["turn_seq"] == 2
+
+
+async def test_a_session_deleted_during_a_turn_stays_deleted(settings: Settings, database: asyncpg.Connection) -> None:
+    async with store_of(settings) as store:
+        await take(store, "r1")
+        with pytest.raises(SessionDeleted):
+            async with store.claimed(request_of("r2"), 3) as claimed:
+                await database.execute("delete from agno_sessions")
+                await commit(claimed)
+    assert await database.fetchval("select count(*) from agno_sessions") == 0
+    assert await database.fetchval("select array_agg(run_id) from receipts") == ["r1"]
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [
+        "update agno_sessions set turn_seq = turn_seq + 1",
+        """delete from agno_sessions;
+           insert into agno_sessions (session_id, session_type, created_at) values ('s1', 'team', 1)""",
+    ],
+)
+async def test_a_session_written_by_somebody_else_is_claimed_again(
+    settings: Settings, database: asyncpg.Connection, meanwhile: str
+) -> None:
+    async with store_of(settings) as store:
+        await take(store, "r1")
+        with pytest.raises(ClaimOutdated):
+            async with store.claimed(request_of("r2"), 3) as claimed:
+                await database.execute(meanwhile)
+                await commit(claimed)
+    assert "r2" not in await database.fetchval("select array_agg(run_id) from receipts")
+
+
+async def test_a_session_created_by_somebody_else_during_its_first_turn_is_claimed_again(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with store_of(settings) as store:
+        with pytest.raises(ClaimOutdated):
+            async with store.claimed(request_of("r1"), 3) as claimed:
+                await database.execute(
+                    "insert into agno_sessions (session_id, session_type, created_at) values ('s1', 'team', 1)"
+                )
+                await commit(claimed)
+    assert await database.fetchval("select count(*) from receipts") == 0
+
+
+async def test_one_run_id_in_two_sessions_is_committed_once(settings: Settings) -> None:
+    async with store_of(settings) as one, store_of(settings) as other:
+        async with one.claimed(request_of("same", "s1"), 3) as first:
+            await take(other, "same", "s2")
+            with pytest.raises(ClaimOutdated):
+                await commit(first)
+        async with one.claimed(request_of("same", "s1"), 3) as again:
+            assert again.claim.receipt is not None
+            assert again.claim.receipt.session_id == "s2"
+
+
+async def test_a_bad_row_fails_alone_in_its_batch(settings: Settings) -> None:
+    async with store_of(settings) as store:
+        all_claimed = asyncio.Barrier(20)
+
+        async def turn(number: int) -> int | None:
+            async with store.claimed(request_of(f"r{number}", f"s{number}"), 3) as claimed:
+                await all_claimed.wait()
+                # No bigint holds the second of these times.
+                return (await commit(claimed, now=1e30 if number == 7 else None)).turn
+
+        results = await asyncio.gather(*(turn(number) for number in range(20)), return_exceptions=True)
+    assert [number for number, result in enumerate(results) if result != 1] == [7]
+    assert isinstance(results[7], StatementRefused)
+
+
+async def test_runs_are_indexed_in_order_and_the_history_is_the_last_completed_ones(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with store_of(settings) as store:
+        for number in range(6):
+            await take(store, f"r{number}", content=f"a{number}")
+        await database.execute("update agno_runs set status = 'ERROR' where run_id = 'r4'")
+        async with store.claimed(request_of("next"), 3) as claimed:
+            assert [run.content for run in claimed.claim.history] == ["a2", "a3", "a5"]
+        async with store.claimed(request_of("next"), None) as claimed:
+            assert len(claimed.claim.history) == 5
+        async with store.claimed(request_of("next"), 0) as claimed:
+            assert claimed.claim.history == ()
+    indexes = await database.fetch("select run_id, run_index from agno_runs order by run_index")
+    assert [tuple(record) for record in indexes] == [(f"r{number}", number) for number in range(6)]
+
+
+async def test_the_update_of_a_session_is_a_hot_one(settings: Settings, database: asyncpg.Connection) -> None:
+    """With an index on what a turn changes, each turn would write every index of the row."""
+    async with store_of(settings) as store:
+        for number in range(20):
+            await take(store, f"r{number}")
+    await database.execute("select pg_stat_force_next_flush()")
+
+    async def counted() -> tuple[int, int]:
+        row = await database.fetchrow(
+            "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relname = 'agno_sessions'"
+        )
+        assert row is not None
+        return row["n_tup_upd"], row["n_tup_hot_upd"]
+
+    async def all_counted() -> bool:
+        return (await counted())[0] >= 19
+
+    await eventually(all_counted)
+    updated, hot = await counted()
+    assert hot == updated
