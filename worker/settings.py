@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, Final, Self
 
@@ -81,3 +82,9 @@ class Settings(BaseSettings):
             name = f"{ENV_PREFIX}{'_'.join(str(part) for part in first['loc']).upper()}"
             reason = first["msg"].removeprefix("Value error, ")
             raise StartupError(f"{name} is wrong: {reason[:1].lower()}{reason[1:]}") from None
+
+    @classmethod
+    def without_effect(cls, environment: Iterable[str]) -> list[str]:
+        """Return the variables that look like settings and are none: a typing mistake, or another version's."""
+        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields}
+        return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from typing import Annotated
 
@@ -29,6 +30,8 @@ def worker(
     """
     settings = Settings.read()
     configure_logging()
+    for name in Settings.without_effect(os.environ):
+        _log.warning("setting_without_effect", name=name)
     executors = load_executors(settings.teams)
     try:
         asyncio.run(_work(settings, executors, migrating=migrate))

@@ -68,10 +68,19 @@ async def attempt(
         return await _completed(executor, turn, seconds, late)
     except TurnFailed as error:
         return failed(error)
-    except Exception as error:  # noqa: BLE001 - whatever users' code raises ends its own turn and no other
-        # The text may hold anything; the reply names the type only, and the log, which is redacted, all of it.
-        _log.exception("executor_failed", target=str(executor.target))
-        return failed(ExecutorFailed(f"{executor.target} raised {type(error).__name__}"))
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # the worker stops
+        return _broken(executor, error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever users' code raises ends its own turn only
+        return _broken(executor, error)
+
+
+def _broken(executor: Executor, error: BaseException) -> Outcome:
+    # The text may hold anything; the reply names the type only, and the log, which is redacted, all of it.
+    _log.error("executor_failed", target=str(executor.target), exc_info=error)
+    return failed(ExecutorFailed(f"{executor.target} raised {type(error).__name__}"))
 
 
 def failed(error: TurnFailed) -> Outcome:

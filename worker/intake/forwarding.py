@@ -92,8 +92,11 @@ class Forwarder:
         """Publish what is given, until the task is cancelled."""
         while True:
             delivery, copy, exchange, routing_key = await self._waiting.get()
-            if await self._published(copy, exchange, routing_key, delivery):
-                await delivery.ack()
+            try:
+                if await self._published(copy, exchange, routing_key, delivery):
+                    await delivery.ack()
+            except Exception:  # noqa: BLE001 - one copy that can't be sent must not hold up all the others
+                _log.exception("message_not_passed_on", queue=delivery.source, consequence="it stays unacknowledged")
 
     async def _published(self, copy: Message, exchange: str, routing_key: str, delivery: Delivery) -> bool:
         while True:

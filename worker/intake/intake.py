@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import structlog
+
 from schemas.errors import ErrorCode
 from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery, RequestDelivery
@@ -10,6 +12,8 @@ from worker.intake.mailbox import Mailboxes
 from worker.intake.reading import read_request
 from worker.intake.slots import partition_of, slot_of
 from worker.intake.topology import Topology
+
+_log = structlog.get_logger()
 
 
 class Intake:
@@ -28,6 +32,10 @@ class Intake:
             request = read_request(message.body, message.message_id, largest_bytes=self._largest_bytes)
             self._sort(RequestDelivery(delivery, request))
         except RequestRefused as refusal:
+            self._forwarder.bury(delivery, refusal)
+        except Exception:  # noqa: BLE001 - an unforeseen message must not be the last one that is read
+            _log.exception("message_unreadable", queue=delivery.source)
+            refusal = RequestRefused(ErrorCode.INTERNAL_ERROR, "the worker failed to read it; see its log")
             self._forwarder.bury(delivery, refusal)
 
     def _sort(self, received: RequestDelivery) -> None:
