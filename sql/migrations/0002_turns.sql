@@ -158,7 +158,8 @@ begin
              jsonb_to_record(entry.session) as s (
                  session_id varchar, session_type varchar, agent_id varchar, team_id varchar,
                  workflow_id varchar, user_id varchar, session_state jsonb, tokens jsonb,
-                 agent_data jsonb, team_data jsonb, workflow_data jsonb, metadata jsonb, now bigint
+                 agent_data jsonb, team_data jsonb, workflow_data jsonb, metadata jsonb,
+                 started bigint, ended bigint
              )
     ),
     updated as (
@@ -172,7 +173,7 @@ begin
                              else coalesce(session.team_data, '{}') || turn.team_data end,
             workflow_data = case when turn.workflow_data is null then session.workflow_data
                                  else coalesce(session.workflow_data, '{}') || turn.workflow_data end,
-            updated_at = turn.now,
+            updated_at = turn.ended,
             turn_seq = session.turn_seq + 1
         from turn
         where session.session_id = turn.session_id and session.turn_seq = turn.turn_seq
@@ -186,7 +187,7 @@ begin
         select
             turn.session_id, turn.session_type, turn.agent_id, turn.team_id, turn.workflow_id, turn.user_id,
             merge_session_data(null, turn.session_state, turn.tokens),
-            turn.agent_data, turn.team_data, turn.workflow_data, turn.metadata, turn.now, turn.now, 1
+            turn.agent_data, turn.team_data, turn.workflow_data, turn.metadata, turn.started, turn.ended, 1
         from turn
         where turn.turn_seq is null
         order by turn.session_id
@@ -212,7 +213,7 @@ begin
             from agno_runs as earlier
             where earlier.session_id = entry.session ->> 'session_id'
         ) + run.number,
-        run.data, (run.data ->> 'created_at')::bigint, (entry.session ->> 'now')::bigint
+        run.data, (run.data ->> 'created_at')::bigint, (entry.session ->> 'ended')::bigint
     from jsonb_to_recordset(turns) as entry ("position" integer, session jsonb, runs jsonb),
          rows from (jsonb_to_recordset(entry.runs) as (type varchar, data jsonb)) with ordinality
              as run (type, data, number)

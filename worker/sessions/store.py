@@ -89,7 +89,8 @@ class ClaimedSession:
             "session_state": None if turn.session_state is None else clean(turn.session_state),
             "metadata": clean(request.metadata),
             "tokens": reply.metrics.model_dump(include={"input_tokens", "output_tokens", "total_tokens"}),
-            "now": reply.completed_at,
+            "started": reply.created_at,
+            "ended": reply.completed_at,
             **target_data(target, turn.name, turn.model_name),
         }
 
