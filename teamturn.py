@@ -7,6 +7,7 @@ They are loaded when they are first used, so that a producer which needs only Ru
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,10 +36,13 @@ for _package in ("worker", "schemas", "sql"):
     _spec = find_spec(_package)
     _origin = Path(_spec.origin).parent.parent if _spec and _spec.origin else None
     if _origin != Path(__file__).parent:
-        raise SystemExit(
-            f"teamturn: another module named {_package!r} ({_spec.origin if _spec else 'missing'}) hides it: "
-            "rename it, or take its folder out of PYTHONPATH"
+        _other = _spec.origin if _spec else "missing"
+        print(
+            f"teamturn: another module named {_package!r} ({_other}) hides teamturn's own: rename it, or take its "
+            "folder out of PYTHONPATH",
+            file=sys.stderr,
         )
+        raise SystemExit(2)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever of the public names is asked for

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import re
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AwareDatetime,
-    Base64Bytes,
+    Base64Encoder,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    EncodedBytes,
     Field,
     JsonValue,
     StrictBool,
     StrictStr,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
+from typing_extensions import override
 
 from schemas.ids import Id, SessionType, Target
+
+_RFC_3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _StrictBase64(Base64Encoder):
+    """Base64 as RFC 4648 has it: pydantic's own skips every character that is none of its alphabet."""
+
+    @classmethod
+    @override
+    def decode(cls, data: bytes) -> bytes:
+        try:
+            return base64.b64decode(data, validate=True)
+        except ValueError:
+            raise PydanticCustomError("base64_decode", "it is not base64") from None
 
 
 class TextPart(_Strict):
@@ -39,20 +59,20 @@ class BinaryPart(_Strict):
 
     type: Literal["binary"]
     media_type: Annotated[StrictStr, Field(min_length=3, max_length=255, pattern=r"^[^\s/]+/[^\s/]+$")]
-    data: Base64Bytes
+    data: Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
 
 
 InputPart = Annotated[TextPart | BinaryPart, Field(discriminator="type")]
 Input = StrictStr | Annotated[list[InputPart], Field(min_length=1)]
 
 
-def _text_only(value: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
-    if isinstance(value, int | float):
-        raise ValueError("a deadline is RFC 3339 text, such as 2030-01-31T12:00:00Z")  # noqa: TRY004 - pydantic's way
+def _rfc_3339(value: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC_3339.fullmatch(value)):
+        raise ValueError("a deadline is RFC 3339 text, such as 2030-01-31T12:00:00Z")
     return value
 
 
-Deadline = Annotated[AwareDatetime, BeforeValidator(_text_only)]
+Deadline = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
 """RFC 3339, with an offset."""
 
 

@@ -16,7 +16,7 @@ from aio_pika.exceptions import (
     ChannelInvalidStateError,
     ProbableAuthenticationError,
 )
-from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
+from aiormq.exceptions import ConnectionNotAllowed
 from pydantic import SecretStr
 from yarl import URL
 
@@ -63,12 +63,13 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
         )
     except (AuthenticationError, ProbableAuthenticationError):
         raise StartupError(f"RabbitMQ at {where} refuses the user or the password of TEAMTURN_AMQP_URL") from None
-    except (ConnectionNotAllowed, ChannelAccessRefused):
-        vhost = address.path.removeprefix("/") or "/"
-        raise StartupError(
-            f"RabbitMQ at {where} has no virtual host {vhost!r} for the user of TEAMTURN_AMQP_URL"
-        ) from None
     except BROKER_ERRORS as error:
+        if isinstance(error, ConnectionNotAllowed) or "Connection.OpenOk" in str(error):
+            # Told by what came instead of the answer to Connection.Open: aiormq has no error of its own for it.
+            vhost = address.path.removeprefix("/") or "/"
+            raise StartupError(
+                f"RabbitMQ at {where} has no virtual host {vhost!r} for the user of TEAMTURN_AMQP_URL"
+            ) from None
         raise BrokerUnavailable(f"RabbitMQ can't be reached at {where} ({_reason(error)})") from error
     lost = asyncio.Event()
     connection.close_callbacks.add(lambda *_: lost.set())

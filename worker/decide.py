@@ -29,25 +29,30 @@ class Refuse:
     code: ErrorCode
     message: str
     retryable: bool = False
-    depends_on_moment: bool = False
-    """Stored before it is published: asked again later, the decision would be another."""
+    stored: bool = True
+    """Stored before it is published: it depends on the moment (sessions, teams and clocks change), and who asks
+    again is answered the same. A run_id that somebody else's run has can't be stored twice."""
 
 
 Decision = Replay | Execute | Refuse
 
 
-def decide(request: RunRequest, claim: Claim, *, target_known: bool) -> Decision:
+def decide(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None = None) -> Decision:
     """Decide about a claimed request. What was answered before is answered again, whatever has changed since."""
     if claim.receipt is not None and _same(request, claim.receipt):
         return Replay(claim.receipt.reply)
-    return _refusal(request, claim, target_known=target_known) or Execute()
+    return _refusal(request, claim, target_known=target_known, forbidden_property=forbidden_property) or Execute()
 
 
-def _refusal(request: RunRequest, claim: Claim, *, target_known: bool) -> Refuse | None:
+def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None) -> Refuse | None:
     """Return why the request is not executed: the first reason that holds, foreign rights before anything told."""
     if claim.receipt is not None or claim.run_exists:
         # Nothing of the other run is shown, not even whose it is.
-        return Refuse(ErrorCode.RUN_ID_CONFLICT, "the run_id was used before, for something different")
+        message = "the run_id was used before, for something different"
+        return Refuse(ErrorCode.RUN_ID_CONFLICT, message, stored=False)
+    if forbidden_property is not None:
+        message = f"the AMQP property {forbidden_property} must not be set on a request"
+        return Refuse(ErrorCode.UNSUPPORTED_PROPERTY, message)
     if claim.session is not None and (refusal := _not_allowed(request, claim.session)) is not None:
         return refusal
     if not target_known:
@@ -89,4 +94,4 @@ def _too_late(request: RunRequest, claim: Claim) -> Refuse | None:
     if request.deadline is None or claim.database_time < request.deadline:
         return None
     message = "the deadline had passed when the turn could have been started"
-    return Refuse(ErrorCode.DEADLINE_EXCEEDED, message, depends_on_moment=True)
+    return Refuse(ErrorCode.DEADLINE_EXCEEDED, message)

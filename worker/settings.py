@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Annotated, Any, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -18,7 +19,22 @@ ENV_PREFIX: Final = "TEAMTURN_"
 def _amqp_url(value: SecretStr) -> SecretStr:
     if not re.match(r"amqps?://[^\s]+$", value.get_secret_value()):
         raise ValueError("it must look like amqp://user:password@host:5672/ (amqps:// for TLS)")
+    _check_parts(value.get_secret_value())
     return value
+
+
+def _check_parts(url: str) -> None:
+    """Raise ValueError, without any part of the URL, where a password's characters have split it wrongly."""
+    try:
+        parts = urlsplit(url)
+        wrong = parts.port == 0 or bool(parts.fragment)
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise ValueError(
+            "its port is no number from 1 to 65535, or its user or password has a character that must be "
+            "percent-encoded (/ is %2F, # is %23, ? is %3F, @ is %40)"
+        )
 
 
 def _postgres_url(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds
@@ -28,6 +44,7 @@ def _postgres_url(value: Any) -> Any:  # noqa: ANN401 - whatever the environment
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", value)
     if not re.match(r"postgres(?:ql)?://", plain):
         raise ValueError("it must look like postgresql://user:password@host:5432/database")
+    _check_parts(plain)
     return plain
 
 

@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
-from schemas.errors import ErrorCode
 from schemas.replies import RunReply
 from worker.decide import Execute, Refuse, Replay, decide
 from worker.errors import (
@@ -49,6 +50,8 @@ from worker.replies.replies import ReplyPublisher
 from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
 from worker.settings import Settings
 
+_RECORD_AFTER_SECONDS: Final = 0.05
+_MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
 _log = structlog.get_logger()
@@ -77,10 +80,7 @@ class TurnTaker:
     async def _answered(self, received: RequestDelivery) -> bytes | None:
         """Return the answer, stored; or None, if the delivery died while there was none."""
         request, executor = received.request, self._executors.get(received.request.target)
-        if (name := received.delivery.forbidden_property()) is not None:
-            message = f"the AMQP property {name} must not be set on a request"
-            return body_of(rejected(request, ErrorCode.UNSUPPORTED_PROPERTY, message, now=time.time()))
-        tries = 0
+        tries = outdated = 0
         while received.alive:
             try:
                 # A turn slot is held only by who works: not by a session that waits for another worker's lock.
@@ -91,16 +91,26 @@ class TurnTaker:
                     return await self._settled(claimed, received, executor)
             except SessionBusyElsewhere:
                 _log.debug("session_busy_elsewhere", tries=tries)
-            except (ClaimOutdated, StoreUnavailable) as error:
+            except StoreUnavailable as error:
                 # Whether a commit whose answer was lost took effect is what the next claim finds out.
                 _log.warning("turn_claimed_again", reason=str(error), tries=tries)
+            except ClaimOutdated as error:
+                _log.warning("turn_claimed_again", reason=str(error), tries=tries)
+                outdated += 1
+                if outdated == _MOST_OUTDATED_CLAIMS:
+                    raise  # somebody writes the session all the time, without its lock; each try costs model calls
             await asyncio.sleep(_BACK_OFF_SECONDS[min(tries, len(_BACK_OFF_SECONDS) - 1)])
             tries += 1
         return None
 
     async def _settled(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None) -> bytes:
         """Return the answer to a claimed request, stored if it has to be."""
-        match decide(claimed.request, claimed.claim, target_known=executor is not None):
+        match decide(
+            claimed.request,
+            claimed.claim,
+            target_known=executor is not None,
+            forbidden_property=received.delivery.forbidden_property(),
+        ):
             case Replay(reply):
                 _log.info("turn_replayed")
                 return reply
@@ -115,20 +125,21 @@ class TurnTaker:
         _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
         reply = rejected(claimed.request, refusal.code, refusal.message, now=time.time(), retryable=refusal.retryable)
         body = body_of(reply)
-        if refusal.depends_on_moment:
+        if refusal.stored:
             await claimed.keep_answer(reply, body)
         return body
 
     async def _executed(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor) -> bytes:
         """Take the turn and commit it. Users' code can't make this raise; only the database can."""
         request, claim = claimed.request, claimed.claim
-        again = received.started or received.delivery.redelivered
-        number = await claimed.count_attempt() if again else 1
-        received.started = True
+        number = await _attempt_number(claimed, received)
         bind_contextvars(attempt=number)
         turn = new_turn(request, claim.session, claim.history, attempt=number)
         started = time.time()
-        outcome = await attempt(executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline)
+        async with _start_recorded(claimed, already=number > 1 or received.delivery.redelivered):
+            outcome = await attempt(
+                executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
+            )
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
         try:
             reply, body = await self._committed(claimed, executor, turn, outcome, timing)
@@ -165,3 +176,35 @@ class TurnTaker:
             body = body_of(reply)
             await claimed.keep_answer(reply, body)
         return reply, body
+
+
+async def _attempt_number(claimed: ClaimedSession, received: RequestDelivery) -> int:
+    """Return the number of this attempt, recorded before anything else where there may have been one before it."""
+    recorded = 0
+    if received.attempts or received.delivery.redelivered:
+        recorded = await claimed.count_attempt()
+    received.attempts = max(recorded, received.attempts + 1)
+    return received.attempts
+
+
+@asynccontextmanager
+async def _start_recorded(claimed: ClaimedSession, *, already: bool) -> AsyncIterator[None]:
+    """Record the start of a first attempt, beside its execution, once it has lasted a moment.
+
+    An instant turn costs no write for it; one that a model takes does, and its worker's death is counted.
+    """
+    if already:
+        yield
+        return
+    recording = asyncio.create_task(_record_start(claimed))
+    try:
+        yield
+    finally:
+        # What was submitted by now is written before the commit, which drops it: a lane keeps the order.
+        recording.cancel()
+        await asyncio.gather(recording, return_exceptions=True)
+
+
+async def _record_start(claimed: ClaimedSession) -> None:
+    await asyncio.sleep(_RECORD_AFTER_SECONDS)
+    await claimed.count_attempt()

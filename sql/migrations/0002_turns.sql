@@ -14,7 +14,8 @@ create table receipts (
     created_at   timestamptz not null default now()
 );
 
--- How often a run was started, from the second start on; dropped with the commit.
+-- How often a run was started; dropped with the commit. A first start is recorded once it has lasted a moment, a
+-- redelivered one before anything else.
 create table turn_attempts (
     run_id      varchar primary key,
     attempts    integer not null,

@@ -9,7 +9,7 @@ import typer
 
 from worker.cli import ask, schema, sessions, topology, worker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
-from worker.operations.logging import Redaction, secrets_in
+from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
 app = typer.Typer(
     name="teamturn",
@@ -31,6 +31,7 @@ _MISTAKE = 2
 
 def main() -> None:
     """Run the command. A mistake that its user can mend is one line on standard error and exit code 2."""
+    quiet_libraries()
     try:
         app()
     except (StartupError, BrokerUnavailable, StoreUnavailable) as error:

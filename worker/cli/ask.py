@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
+from worker.cli.terminal import printable
 from worker.client import RunClient
 from worker.errors import StartupError
 from worker.executors.turn import text_of
@@ -32,7 +33,9 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)] = 600,
 ) -> None:
-    r"""Publish one request and print its reply: the answer on standard output, its session on standard error.
+    r"""Publish one request and print its reply.
+
+    The answer goes to standard output, its session to standard error.
 
     \b
       teamturn ask "What is the capital of France?" --team capital
@@ -56,11 +59,11 @@ def ask(
             {"session_id": f"ask-{run_id[:8]}", "run_id": run_id, "input": text} | asked
         )
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise StartupError(f"{reason}; name it by --team, --agent or --workflow, or use --continue") from None
-    reply = asyncio.run(_reply_to(request, settings, timeout))
+        raise StartupError(_mistake(error)) from None
+    # Before the answer is there: who does not wait for it can go on with the session all the same.
     _remember(request)
-    typer.echo(reply.model_dump_json(indent=2) if as_json else text_of(reply.content))
+    reply = asyncio.run(_reply_to(request, settings, timeout))
+    typer.echo(reply.model_dump_json(indent=2) if as_json else printable(text_of(reply.content)))
     typer.echo(_footer(reply), err=True)
     raise typer.Exit(0 if reply.status is RunStatus.COMPLETED else 1)
 
@@ -74,6 +77,15 @@ async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: fl
                 f"no reply within {timeout_seconds:g} s; is a worker running? The request stays queued, and the answer "
                 f"will be in the session {request.session_id}"
             ) from None
+
+
+def _mistake(error: ValidationError) -> str:
+    first = error.errors()[0]
+    reason = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return f"{reason}; name it by --team, --agent or --workflow, or use --continue"
+    field = str(first["loc"][0])
+    return f"--{field.removesuffix('_id')}: {reason}"
 
 
 def _footer(reply: RunReply) -> str:

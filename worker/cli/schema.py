@@ -13,7 +13,10 @@ from worker.settings import Settings
 
 
 def migrate_schema() -> None:
-    """Bring the schema TEAMTURN_DB_SCHEMA up to date. Safe to repeat, and to run twice at once."""
+    """Bring the schema up to date.
+
+    That is TEAMTURN_DB_SCHEMA in TEAMTURN_POSTGRES_URL. Safe to repeat, and to run twice at once.
+    """
     settings = Settings.read()
 
     async def run() -> None:

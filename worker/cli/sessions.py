@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schemas.ids import SessionType
 from schemas.sessions import SessionOverview, StoredSession
+from worker.cli.terminal import age, printable
 from worker.errors import StartupError
 from worker.executors.turn import text_of
 from worker.sessions.database import application_name, connect
@@ -77,17 +79,19 @@ def _read(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:
 
 def _table(sessions: list[SessionOverview]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("session", "target", "user", "runs", "last activity"):
-        table.add_column(heading, overflow="fold", justify="right" if heading == "runs" else "left")
+    # At 80 columns a UUID is whole, and the rest is cut; a longer id goes on in the next line.
+    table.add_column("session", overflow="fold")
+    table.add_column("target", no_wrap=True, overflow="ellipsis", max_width=13)
+    table.add_column("user", no_wrap=True, overflow="ellipsis", max_width=9)
+    table.add_column("runs", no_wrap=True, justify="right")
+    table.add_column("active", no_wrap=True)
     for one in sessions:
         # Text, not markup: an id may hold brackets.
-        table.add_row(
-            Text(one.session_id),
-            Text(f"{one.session_type.value} {one.target_id}"),
-            Text(one.user_id or "-"),
-            str(one.runs),
-            _time(one.updated_at or one.created_at),
+        target = Text(
+            f"{one.target_id}" if one.session_type is SessionType.TEAM else f"{one.session_type} {one.target_id}"
         )
+        active = age(one.updated_at or one.created_at)
+        table.add_row(Text(one.session_id), target, Text(one.user_id or "-"), str(one.runs), active)
     return table
 
 
@@ -99,16 +103,16 @@ def _print_session(session: StoredSession) -> None:
     console.print(f"  created {_time(session.created_at)} · updated {_time(session.updated_at or session.created_at)}")
     state = (session.session_data or {}).get("session_state")
     if state:
-        console.print(f"  state {text_of(state)}")
+        console.print(f"  state {printable(text_of(state))}")
     for run in session.runs:
         indent = "    " if run.get("parent_run_id") else "  "
         given = run.get("input")
         asked = given.get("input_content") if isinstance(given, dict) else given
         console.print()
         console.print(f"{indent}run {run.get('run_id')} · {run.get('status')}", style="dim")
-        console.print(f"{indent}> {text_of(asked)}")
+        console.print(f"{indent}> {printable(text_of(asked))}")
         if run.get("content") is not None:
-            console.print(f"{indent}{text_of(run['content'])}")
+            console.print(f"{indent}{printable(text_of(run['content']))}")
 
 
 def _time(seconds: int) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from worker.broker import connected
-from worker.intake.topology import Topology, apply, verify
+from worker.intake.topology import Topology, apply, check_partitions, verify
 from worker.sessions.database import application_name
 from worker.settings import Settings
 
@@ -16,11 +16,15 @@ app = typer.Typer(help="The exchanges, queues and bindings in RabbitMQ.", no_arg
 
 @app.command("apply")
 def apply_topology() -> None:
-    """Declare all exchanges, queues and bindings of TEAMTURN_PREFIX; what is there stays as it is."""
+    """Declare all exchanges, queues and bindings.
+
+    Those of TEAMTURN_PREFIX; what is there stays as it is. Producers can publish before a worker runs.
+    """
     settings, topology = _read()
 
     async def run() -> None:
         async with connected(settings.amqp_url, name=application_name("topology")) as connection:
+            await check_partitions(connection.amqp, topology)
             await apply(connection.amqp, topology)
 
     asyncio.run(run())
@@ -31,7 +35,10 @@ def apply_topology() -> None:
 
 @app.command("verify")
 def verify_topology() -> None:
-    """Look whether all exchanges and queues are as they should be, and make none. Exit code 1 if not."""
+    """Look whether all are as they should be.
+
+    None is made. Exit code 1, and a line for each, if some are missing or different.
+    """
     settings, topology = _read()
 
     async def run() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Annotated
 
 import structlog
@@ -22,7 +23,9 @@ def worker(
     *,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
 ) -> None:
-    """Run a worker until SIGTERM or Ctrl-C, which drain it.
+    """Run a worker until SIGTERM or Ctrl-C.
+
+    Either drains it: its queues are given away at once, and started turns finish; a second one does not wait.
 
     It takes the turns of what TEAMTURN_TEAMS names:
 
@@ -64,3 +67,12 @@ async def _work(settings: Settings, executors: Executors, *, migrating: bool) ->
         failing.cancel()
         await running.drain()
     _log.info("worker_stopped")
+    _leave_the_stuck_behind()
+
+
+def _leave_the_stuck_behind() -> None:
+    """End the process at once if users' code ignores its cancellation: asyncio would wait for it for ever."""
+    stuck = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    if stuck and any(task.cancelling() for task in stuck):
+        sys.stderr.flush()
+        os._exit(0)

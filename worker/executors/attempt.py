@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, Final
 
 import structlog
 from pydantic import JsonValue
 
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
-from worker.errors import DeadlineExceeded, ExecutorFailed, TurnFailed, TurnTimedOut
+from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
 from worker.executors.json_values import as_json
 from worker.executors.steps import Steps
 from worker.executors.turn import Executor, PastRun, Turn
 from worker.sessions.claim import SessionRow
+
+_CANCELLATION_SECONDS: Final = 2.0
 
 _log = structlog.get_logger()
 
@@ -44,7 +48,7 @@ def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[Pas
         session_id=request.session_id,
         user_id=request.user_id,
         input=request.text,
-        parts=request.input,
+        parts=request.input if isinstance(request.input, str) else list(request.input),
         metadata=deepcopy(stored_metadata | request.metadata),
         attempt=attempt,
         history=history,
@@ -73,7 +77,7 @@ async def attempt(
         if task is not None and task.cancelling():
             raise  # the worker stops
         return _broken(executor, error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever users' code raises ends its own turn only
+    except Exception as error:  # noqa: BLE001 - whatever users' code raises ends its own turn only
         return _broken(executor, error)
 
 
@@ -89,14 +93,38 @@ def failed(error: TurnFailed) -> Outcome:
 
 
 async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnFailed) -> Outcome:
-    timer = asyncio.timeout(seconds)
-    try:
-        async with timer:
-            answer = await executor.run(turn)
-    except TimeoutError:
-        if timer.expired():
-            raise late from None
-        raise  # the executor's own
+    answer = await _within(seconds, _run(executor, turn), late)
     content = as_json(answer, what="the answer")
     state = as_json(turn.session_state, what="the session state")
-    return Outcome(RunStatus.COMPLETED, content=content, session_state=state if isinstance(state, dict) else {})
+    if not isinstance(state, dict):
+        raise InvalidResult(f"the session state must be a dict, and is {type(turn.session_state).__name__}")
+    return Outcome(RunStatus.COMPLETED, content=content, session_state=state)
+
+
+async def _run(executor: Executor, turn: Turn) -> JsonValue:
+    try:
+        return await executor.run(turn)
+    except SystemExit as error:
+        # Out of a task, asyncio would carry it on through the event loop, and end the worker.
+        raise ExecutorFailed(f"{executor.target} raised SystemExit") from error
+
+
+async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late: TurnFailed) -> JsonValue:
+    """Await an executor for so long. The limit is a hard one: users' code that ignores its cancellation is left behind.
+
+    A task of its own is what makes that possible; its end is then nobody's business.
+    """
+    task = asyncio.create_task(running)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise late
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCELLATION_SECONDS)
+        if not task.done():
+            _log.error("executor_ignores_cancellation", consequence="it is left behind, and goes on by itself")
+        elif not task.cancelled():
+            task.exception()  # seen: what it raises while it is cancelled is not the turn's error

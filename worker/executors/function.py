@@ -59,7 +59,8 @@ def executor(
 
     def made(function: TurnFunction) -> FunctionExecutor:
         if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"executor {id!r}: the function must be async: async def {function.__name__}(turn)")
+            name = getattr(function, "__name__", "run")
+            raise TypeError(f"executor {id!r}: the function must be async: async def {name}(turn)")
         return FunctionExecutor(target=target, function=function, history_runs=history_runs)
 
     return made

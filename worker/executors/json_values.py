@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from enum import Enum
+from itertools import islice
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -10,7 +13,9 @@ from pydantic_core import PydanticSerializationError, to_json, to_jsonable_pytho
 
 from worker.errors import InvalidResult
 
-_MAX_DEPTH: Final = 100
+MAX_LEVELS: Final = 100
+"""How deep a value from outside may be nested; what is stored around it is a few levels more."""
+_MOST_ITEMS: Final = 100_000
 _LARGEST_INTEGER: Final = 10**1000
 """Python refuses to print integers of more than 4,300 digits; nobody counts that far."""
 
@@ -22,30 +27,50 @@ def as_json(value: Any, *, what: str) -> JsonValue:  # noqa: ANN401 - whatever u
     for what JSON can't hold: other objects, NaN, infinity, endless nesting.
     """
     try:
-        return clean(to_jsonable_python(value, inf_nan_mode="constants"))
+        return clean(value)
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise InvalidResult(f"{what} is not a JSON value ({type(value).__name__})") from error
 
 
-def clean(value: Any, depth: int = 0) -> JsonValue:  # noqa: ANN401 - any JSON value
-    """Return a JSON value that jsonb takes; see `as_json`. Raises ValueError where there is no such value."""
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"nested more than {_MAX_DEPTH} levels deep")
+def clean(value: Any, *, levels: int = MAX_LEVELS) -> JsonValue:  # noqa: ANN401 - any value
+    """Return the value as JSON that jsonb takes; see `as_json`. Raises ValueError where there is none."""
+    if levels < 0:
+        raise ValueError("nested too deeply")
     match value:
-        case str():
-            return _clean_text(value)
+        case Enum():
+            return clean(value.value, levels=levels)
         case dict():
-            return {_clean_text(str(key)): clean(item, depth + 1) for key, item in value.items()}
+            return {_clean_key(key): clean(item, levels=levels - 1) for key, item in value.items()}
         case list() | tuple():
-            return [clean(item, depth + 1) for item in value]
-        case float() if not math.isfinite(value):
-            raise ValueError("NaN and infinity are not JSON")
-        case bool() | float() | None:
-            return value
-        case int() if abs(value) < _LARGEST_INTEGER:
-            return value
+            return [clean(item, levels=levels - 1) for item in value]
+        case str() | int() | float() | None:
+            return _clean_scalar(value)
+        case Iterator():
+            return clean(_items(value), levels=levels)
         case _:
-            raise ValueError(f"{type(value).__name__} is not JSON")
+            return clean(to_jsonable_python(value, inf_nan_mode="constants"), levels=levels - 1)
+
+
+def _clean_scalar(value: str | float | None) -> JsonValue:
+    if isinstance(value, str):
+        return _clean_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("NaN and infinity are not JSON")
+    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        raise ValueError("nobody counts that far")
+    return value
+
+
+def _items(values: Iterator[Any]) -> list[Any]:
+    items = list(islice(values, _MOST_ITEMS + 1))  # it may have no end
+    if len(items) > _MOST_ITEMS:
+        raise ValueError(f"more than {_MOST_ITEMS} items")
+    return items
+
+
+def _clean_key(key: Any) -> str:  # noqa: ANN401 - whatever a dict's key is
+    text = key if isinstance(key, str) else next(iter(to_jsonable_python({key: None})))
+    return _clean_text(text)
 
 
 def _clean_text(text: str) -> str:

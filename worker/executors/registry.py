@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,7 +53,10 @@ def _executors_in(entry: str) -> Iterable[Executor]:
     if _is_executor(found):
         return [found]
     if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
-        executors = list(found)
+        try:
+            executors = list(found)
+        except Exception as error:
+            raise StartupError(_failure(entry, error)) from error
         if executors and all(_is_executor(one) for one in executors):
             return executors
     raise StartupError(
@@ -70,18 +74,28 @@ def _imported(entry: str, module_name: str) -> Any:  # noqa: ANN401 - a module, 
             ) from None
         raise StartupError(_failure(entry, error)) from error
     # A user's module may raise anything while it is imported: a missing key, an unknown model, a typing mistake.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StartupError(_failure(entry, error)) from error
 
 
-def _failure(entry: str, error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "importlib" not in frame.filename]
-    # The last line of the user's own file says more than the library's that raised.
-    users = [frame for frame in own if "site-packages" not in frame.filename and __package__ not in frame.filename]
-    at = next((f" ({Path(frame.filename).name}:{frame.lineno})" for frame in reversed(users or own)), "")
+def _failure(entry: str, error: BaseException) -> str:
     reason = str(error).strip().splitlines() or [""]
-    return f"TEAMTURN_TEAMS: importing {entry} failed{at}: {type(error).__name__}: {reason[0]}"
+    return f"TEAMTURN_TEAMS: importing {entry} failed{_place(error)}: {type(error).__name__}: {reason[0]}"
+
+
+def _place(error: BaseException) -> str:
+    """Return the last line of the user's own files: it says more than the library's that raised."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({Path(error.filename).name}:{error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if not _is_library(frame.filename)]
+    return f" ({Path(users[-1].filename).name}:{users[-1].lineno})" if users else ""
+
+
+def _is_library(filename: str) -> bool:
+    homes = (Path(__file__).parent.parent, Path(sysconfig.get_path("stdlib")))
+    inside = any(home in Path(filename).parents for home in homes)
+    return inside or "site-packages" in filename or filename.startswith("<frozen")
 
 
 def _is_executor(found: object) -> bool:

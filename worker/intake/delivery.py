@@ -80,8 +80,8 @@ class RequestDelivery:
 
     delivery: Delivery
     request: RunRequest
-    started: bool = False
-    """Whether its turn was started here; a claim that is lost then and taken again is another attempt."""
+    attempts: int = 0
+    """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
 
     @property
     def alive(self) -> bool:

@@ -41,10 +41,9 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
     compares with the connection's own user, and headers that can't be sent again.
     """
     original = delivery.message
-    headers = {name: value for name, value in delivery.headers.items() if name not in _ROUTING_HEADERS}
     return Message(
         body=original.body,
-        headers=(headers if _can_be_sent(headers) else {}) | extra_headers,
+        headers=_sendable(delivery.headers) | extra_headers,
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -57,11 +56,21 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
     )
 
 
-def _can_be_sent(headers: dict[str, Any]) -> bool:
-    try:
-        return len(encode.field_table(headers)) <= _MOST_HEADER_BYTES
-    except (ValueError, TypeError, OverflowError, RecursionError):
-        return False
+def _sendable(headers: dict[str, Any]) -> dict[str, Any]:
+    """Return the headers that a copy can carry, in their order, as far as there is room."""
+    kept: dict[str, Any] = {}
+    room_bytes = _MOST_HEADER_BYTES
+    for name, value in headers.items():
+        if name in _ROUTING_HEADERS:
+            continue
+        try:
+            size_bytes = len(encode.field_table({name: value}))
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            continue
+        if size_bytes <= room_bytes:
+            kept[name] = value
+            room_bytes -= size_bytes
+    return kept
 
 
 class Forwarder:

@@ -35,8 +35,8 @@ class Intake:
             self._forwarder.bury(delivery, refusal)
         except Exception:  # noqa: BLE001 - an unforeseen message must not be the last one that is read
             _log.exception("message_unreadable", queue=delivery.source)
-            refusal = RequestRefused(ErrorCode.INTERNAL_ERROR, "the worker failed to read it; see its log")
-            self._forwarder.bury(delivery, refusal)
+            reason = "the worker failed to read it; see its log"
+            self._forwarder.bury(delivery, RequestRefused(ErrorCode.INTERNAL_ERROR, reason))
 
     def _sort(self, received: RequestDelivery) -> None:
         delivery = received.delivery

@@ -89,7 +89,10 @@ class Mailboxes:
         for seconds in _RETRY_SECONDS:
             try:
                 await self._take(delivery)
-            except Exception:  # noqa: BLE001 - whatever it is, the session's next request must be taken
+            except (Exception, asyncio.CancelledError):
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the worker stops
                 request = delivery.request
                 _log.exception("request_failed", run_id=request.run_id, session_id=request.session_id)
                 await asyncio.sleep(seconds)

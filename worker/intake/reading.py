@@ -52,9 +52,13 @@ def _parsed(body: bytes) -> dict[str, Any]:
 
 
 def _reason(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
+    # Of a union's complaints, the deepest is about what was meant.
+    first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown field"
-    where = ".".join(str(part) for part in first["loc"])
+    elif first["type"] == "union_tag_invalid":
+        # pydantic repeats the value; the context has what was expected.
+        message = f"unknown type; expected {first['ctx']['expected_tags']}"
+    where = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
     return (f"{where}: {message}" if where else message)[:_LONGEST_REASON]

@@ -102,7 +102,8 @@ class Topology:
             slots[partition_of(slot, self.partitions)].append((self.requests, slot))
         return (
             Queue(self.dead, dict(_QUORUM)),
-            *(Queue(self.partition(number), ordered, tuple(slots[number])) for number in slots),
+            # The last one first: where the first one is, all are, however this was interrupted.
+            *(Queue(self.partition(number), ordered, tuple(slots[number])) for number in reversed(slots)),
             Queue(self.unrouted, ordered, ((self.unrouted, ""),)),
             Queue(self.results, dict(_QUORUM), ((self.results, "#"),)),
             Queue(self.control, dict(_QUORUM), ((self.control, ""),)),
@@ -124,6 +125,35 @@ async def apply(connection: AbstractConnection, topology: Topology) -> None:
             await asyncio.gather(*(declared.bind(source, key) for source, key in queue.bindings))
     finally:
         await close_quietly(channel)
+
+
+async def check_partitions(connection: AbstractConnection, topology: Topology) -> None:
+    """Raise StartupError if the prefix has another number of request queues already.
+
+    Its slots would be bound twice then, and each request be in two queues. Workers know the number from Postgres;
+    this is for who has only the broker.
+    """
+    numbers = range(topology.partitions + 1)
+    there = [number for number in numbers if await _is_there(connection, topology.partition(number))]
+    more = topology.partitions in there
+    fewer = 0 < len(there) < topology.partitions and there == list(range(len(there)))
+    if more or fewer:
+        found = "more" if more else str(len(there))
+        raise StartupError(
+            f"TEAMTURN_PARTITIONS is {topology.partitions}, and the prefix {topology.prefix!r} has {found} request "
+            "queues: set it to what the workers have"
+        )
+
+
+async def _is_there(connection: AbstractConnection, queue: str) -> bool:
+    channel = await connection.channel()
+    try:
+        await channel.declare_queue(queue, passive=True)
+    except ChannelNotFoundEntity:
+        return False
+    finally:
+        await close_quietly(channel)
+    return True
 
 
 async def verify(connection: AbstractConnection, topology: Topology) -> list[str]:

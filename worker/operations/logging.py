@@ -12,11 +12,11 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Final
-from urllib.parse import unquote, urlsplit
+from typing import Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
 
 from worker.settings import ENV_PREFIX
 
@@ -36,10 +36,11 @@ def secrets_in(environment: Mapping[str, str]) -> frozenset[str]:
 
 def _passwords_in(url: str) -> set[str]:
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        found = {parts.password, *parse_qs(parts.query).get("password", ())}
     except ValueError:
         return set()
-    return {password, unquote(password)} if password else set()
+    return {form for password in found if password for form in (password, unquote(password))}
 
 
 class Redaction:
@@ -54,6 +55,20 @@ class Redaction:
         """Return the text with each secret replaced by ***."""
         return self._pattern.sub("***", text) if self._pattern else text
 
+    def all_in(self, value: Any) -> Any:  # noqa: ANN401 - whatever was logged
+        """Return a logged value with the secrets cut out of every text in it."""
+        match value:
+            case str():
+                return self(value)
+            case dict():
+                return {key: self.all_in(item) for key, item in value.items()}
+            case list() | tuple():
+                return [self.all_in(item) for item in value]
+            case bool() | int() | float() | None:
+                return value
+            case _:
+                return self(str(value))
+
 
 def configure_logging(*, level: int = logging.INFO) -> None:
     """Send structlog's events and the standard library's records to standard error."""
@@ -63,18 +78,17 @@ def configure_logging(*, level: int = logging.INFO) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderers: list[Processor]
+
+    def redacted(_logger: object, _name: str, event: EventDict) -> EventDict:
+        # Before they are rendered: as JSON, a secret with a quote in it is written another way.
+        return {name: redact.all_in(value) for name, value in event.items()}
+
+    renderer: Processor
     if sys.stderr.isatty():
-        renderers = [structlog.dev.ConsoleRenderer()]
+        renderer = structlog.dev.ConsoleRenderer()
     else:
-        renderers = [
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(ensure_ascii=False),
-        ]
-
-    def redacted(_logger: object, _name: str, rendered: object) -> str:
-        return redact(str(rendered))
-
+        renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    renderers: list[Processor] = [structlog.processors.format_exc_info, redacted, renderer]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -85,12 +99,18 @@ def configure_logging(*, level: int = logging.INFO) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers, redacted],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Each lost connection is told by us, once and with what follows from it.
-    for name in ("aio_pika", "aiormq", "httpx", "httpx2"):
-        logging.getLogger(name).setLevel(logging.CRITICAL if name.startswith("aio") else logging.WARNING)
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from telling what is told here: each lost connection, once and with what follows from it."""
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -52,7 +52,7 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int, 
             total_tokens=usage.input_tokens + usage.output_tokens,
             model_requests=usage.model_requests,
             tool_calls=usage.tool_calls,
-            duration=round(timing.ended - timing.started, 6),
+            duration=round(max(timing.ended - timing.started, 0.0), 6),
             queue_time=round(max(timing.started - timing.queued, 0.0), 6),
         ),
         error=None

@@ -47,6 +47,8 @@ class Statement(Generic[Row, Result]):
     """The statement's arguments for some rows."""
     results: Callable[[Sequence[Row], Sequence[asyncpg.Record]], Sequence[Result | Exception]]
     """What each row gets, in the rows' order; an exception is raised where the row was submitted."""
+    droppable: bool = False
+    """Whether a row need not be run any more once its caller is cancelled."""
 
 
 @dataclass(slots=True)
@@ -62,20 +64,26 @@ class LaneConnection:
     connection: asyncpg.Connection
     _waiting: dict[str, tuple[Statement[Any, Any], list[_Submitted]]] = field(default_factory=dict)
     _work: asyncio.Event = field(default_factory=asyncio.Event)
+    _under_way: list[_Submitted] = field(default_factory=list)
     _lost: str | None = None
 
     async def submit(self, statement: Statement[Row, Result], row: Row) -> Result:
         """Run the statement for a row, together with whatever else waits for it, and return the row's result.
 
         Raises LaneLost when the connection is gone: whether the statement took effect is then unknown.
-        A caller that is cancelled takes nothing back: the statement runs, and its result is dropped.
+        A caller that is cancelled takes nothing back: the statement runs (a droppable one only if it had begun), and
+        its result is dropped.
         """
+        return await self.post(statement, row)
+
+    def post(self, statement: Statement[Row, Result], row: Row) -> asyncio.Future[Result]:
+        """Submit a row without waiting for its result. Raises LaneLost as `submit` does."""
         if self._lost is not None:
             raise LaneLost(self._lost)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(statement.name, (statement, []))[1].append(_Submitted(row, future))
         self._work.set()
-        return await future
+        return future
 
     def abandon(self, reason: str) -> None:
         """Close the connection, and so give every lock back that it holds."""
@@ -113,7 +121,11 @@ class LaneConnection:
         if len(submitted) > _LARGEST_BATCH:
             # The rest goes to the end: other statements have their turn in between.
             self._waiting[name] = (statement, submitted[_LARGEST_BATCH:])
-        return statement, [one for one in submitted[:_LARGEST_BATCH] if not one.result.cancelled()]
+        batch = submitted[:_LARGEST_BATCH]
+        if statement.droppable:
+            batch = [one for one in batch if not one.result.cancelled()]
+        self._under_way = batch
+        return statement, batch
 
     async def _execute(self, statement: Statement[Any, Any], batch: list[_Submitted]) -> None:
         if not batch:
@@ -121,9 +133,8 @@ class LaneConnection:
         rows = [one.row for one in batch]
         try:
             records = await self._fetch(statement.text, *statement.arguments(rows))
-        except LaneLost as error:
-            _settle(batch, [error] * len(batch))
-            raise
+        except LaneLost:
+            raise  # every row that is under way is told when the connection is given up
         except Exception as error:  # noqa: BLE001 - each row must get its answer
             if len(batch) == 1:
                 _settle(batch, [error])
@@ -132,7 +143,11 @@ class LaneConnection:
             await self._execute(statement, batch[:half])
             await self._execute(statement, batch[half:])
             return
-        _settle(batch, statement.results(rows, records))
+        try:
+            results = statement.results(rows, records)
+        except Exception as error:  # noqa: BLE001 - what can't be read is its callers' trouble, not the lane's
+            results = [error] * len(batch)
+        _settle(batch, results)
 
     async def _fetch(self, text: str, *arguments: Any) -> list[asyncpg.Record]:  # noqa: ANN401 - as asyncpg
         try:
@@ -145,8 +160,9 @@ class LaneConnection:
     def _lose(self, reason: str) -> None:
         if self._lost is None:
             self._lost = reason
-        for _, submitted in self._waiting.values():
-            _settle(submitted, [LaneLost(reason)] * len(submitted))
+        waiting = [one for _, submitted in self._waiting.values() for one in submitted]
+        for one in (*self._under_way, *waiting):
+            _settle([one], [LaneLost(reason)])
         self._waiting.clear()
 
 

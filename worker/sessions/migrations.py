@@ -17,7 +17,14 @@ async def pending(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migr
     found = await connection.fetchrow(sql.FIND_SCHEMA, schema)
     if found is None or not found["table_exists"]:
         return sql.MIGRATIONS
-    applied = {record["version"] for record in await connection.fetch(sql.APPLIED_MIGRATIONS)}
+    try:
+        applied = {record["version"] for record in await connection.fetch(sql.APPLIED_MIGRATIONS)}
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError) as error:
+        # A schema that a role may not use is left out of its search_path: its tables seem not to be there.
+        raise StartupError(
+            f"the role of TEAMTURN_POSTGRES_URL has no rights on the schema {schema!r} ({error}): grant them, or use "
+            "the role that migrated it"
+        ) from None
     newest = sql.MIGRATIONS[-1].version
     if applied and max(applied) > newest:
         raise StartupError(

@@ -13,7 +13,7 @@ from pydantic_core import from_json, to_json
 
 import sql
 from schemas.ids import SessionType, Target
-from worker.errors import ClaimOutdated, SessionBusyElsewhere
+from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
 from worker.sessions.claim import Claim, Receipt, SessionRow
 from worker.sessions.lanes import Statement
 from worker.sessions.stored_runs import past_run
@@ -63,10 +63,18 @@ def _claim_arguments(rows: Sequence[ClaimRow]) -> Sequence[Any]:
 
 
 def _claims(rows: Sequence[ClaimRow], records: Sequence[asyncpg.Record]) -> Sequence[Claim | Exception]:
-    found: dict[int, Claim | Exception] = {
-        record["position"]: _claim(record) if record["locked"] else SessionBusyElsewhere() for record in records
-    }
+    found = {record["position"]: _claim_or_why_not(record) for record in records}
     return [found[position] for position in range(len(rows))]
+
+
+def _claim_or_why_not(record: asyncpg.Record) -> Claim | Exception:
+    if not record["locked"]:
+        return SessionBusyElsewhere()
+    try:
+        return _claim(record)
+    except ValueError as error:
+        # Another program stored what can't be read here, a state nested 200 levels deep, say.
+        return StatementRefused(f"the stored session can't be read: {type(error).__name__}")
 
 
 def _claim(record: asyncpg.Record) -> Claim:
@@ -147,7 +155,7 @@ def _by_run_id(run_ids: Sequence[str], records: Sequence[asyncpg.Record]) -> Seq
 
 
 CLAIM: Final = Statement[ClaimRow, Claim](
-    name="claim", text=sql.CLAIM_TURNS, arguments=_claim_arguments, results=_claims
+    name="claim", text=sql.CLAIM_TURNS, arguments=_claim_arguments, results=_claims, droppable=True
 )
 COMMIT: Final = Statement[CommitRow, CommitOutcome](
     name="commit", text=sql.COMMIT_TURNS, arguments=_commit_arguments, results=_outcomes
@@ -169,4 +177,5 @@ COUNT_ATTEMPT: Final = Statement[str, int](
     text=sql.COUNT_ATTEMPTS,
     arguments=lambda run_ids: [list(run_ids)],
     results=_by_run_id,
+    droppable=True,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from pydantic import JsonValue, SecretStr
 
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
-from worker.errors import ClaimOutdated, SessionDeleted, StoreUnavailable
+from worker.errors import ClaimOutdated, LaneLost, SessionDeleted, StatementRefused, StoreUnavailable
 from worker.executors.json_values import clean
 from worker.executors.turn import MemberRun
 from worker.sessions import statements
@@ -51,7 +51,7 @@ class ClaimedSession:
         return 1 if self.claim.session is None else self.claim.session.turn_seq + 1
 
     async def count_attempt(self) -> int:
-        """Record that the run is started again, and return the number of this attempt."""
+        """Record that the run is started, and return how often it was."""
         return await self._lane.submit(statements.COUNT_ATTEMPT, self.request.run_id)
 
     async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
@@ -146,10 +146,15 @@ class SessionStore:
         caller must not claim a session that it already holds: a lock is re-entrant within its connection.
         """
         lane = self._lane_of(request.session_id).connection()
-        claim = await lane.submit(
-            statements.CLAIM,
-            ClaimRow(run_id=request.run_id, session_id=request.session_id, history_runs=history_runs),
-        )
+        row = ClaimRow(run_id=request.run_id, session_id=request.session_id, history_runs=history_runs)
+        try:
+            claim = await lane.submit(statements.CLAIM, row)
+        except (asyncio.CancelledError, StatementRefused):
+            # It may have locked all the same; unlocking what is not locked does nothing.
+            with suppress(LaneLost):
+                # Nobody awaits its result; if the lane is lost, so is the lock.
+                lane.post(statements.UNLOCK, request.session_id).add_done_callback(lambda unlock: unlock.exception())
+            raise
         try:
             yield ClaimedSession(request=request, claim=claim, _lane=lane)
         finally:

@@ -5,17 +5,20 @@ The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`) it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import JsonValue
 
 from schemas.ids import Target
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
-from worker.executors.json_values import clean
+from worker.executors.json_values import MAX_LEVELS, clean
 from worker.executors.turn import MemberRun, PastRun, text_of
 
 JsonObject = dict[str, Any]
+
+_OWN_LEVELS: Final = 5
+"""How many levels a stored run has around what came from outside."""
 
 
 def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another program stored
@@ -25,7 +28,7 @@ def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another progr
     asked = given.get("input_content") if isinstance(given, dict) else given
     created_at = run.get("created_at")
     return PastRun(
-        run_id=str(run.get("run_id", "")),
+        run_id=str(run.get("run_id") or ""),
         input=_input_text(asked),
         content=run.get("content"),
         created_at=created_at if isinstance(created_at, int) else 0,
@@ -34,7 +37,9 @@ def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another progr
 
 def _input_text(asked: Any) -> str:  # noqa: ANN401 - text, parts, or what another program stored
     if isinstance(asked, list) and all(isinstance(part, dict) for part in asked):
-        return "\n".join(str(part["text"]) for part in asked if "text" in part)
+        # Parts of ours have text; Agno stores lists of messages as well, which have content.
+        texts = (part.get("text", part.get("content")) for part in asked if part.get("role", "user") == "user")
+        return "\n".join(text_of(text) for text in texts if text)
     return text_of(asked)
 
 
@@ -86,7 +91,7 @@ def target_data(target: Target, name: str, model_name: str | None) -> JsonObject
     """Return what the session row says of its team, agent or workflow, by the column it belongs to."""
     described: JsonObject = {"name": name, f"{target.type.value}_id": target.id}
     if model_name is not None:
-        provider, _, model = model_name.rpartition(":")
+        provider, _, model = model_name.partition(":")
         described["model"] = {"id": model, "name": model, "provider": provider or None}
     return {f"{target.type.value}_data": _cleaned(described)}
 
@@ -129,6 +134,6 @@ def _input_content(request: RunRequest) -> JsonValue:
 
 
 def _cleaned(stored: JsonObject) -> JsonObject:
-    cleaned = clean(stored)
+    cleaned = clean(stored, levels=MAX_LEVELS + _OWN_LEVELS)
     assert isinstance(cleaned, dict)  # noqa: S101 - for the type checker: an object stays one
     return cleaned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -71,8 +72,7 @@ def delegation_tool(members: Mapping[str, Member]) -> Tool[Turn]:
 async def _member_run(member: Member, task: str, context: RunContext[Turn]) -> JsonValue:
     leader = context.deps
     run = MemberRun(
-        # The same in every attempt: the call's id is in the leader's recorded answer.
-        run_id=str(uuid.uuid5(_RUN_IDS, f"{leader.run_id}/{context.tool_call_id}")),
+        run_id=_new_run_id(leader, context.tool_call_id or ""),
         parent_run_id=leader.run_id,
         member=member.target,
         name=member.name,
@@ -89,6 +89,19 @@ async def _member_run(member: Member, task: str, context: RunContext[Turn]) -> J
         run.status = RunStatus.ERROR
         raise
     return run.content
+
+
+def _new_run_id(leader: Turn, call_id: str) -> str:
+    """Return an id that is the same in every attempt: the call's id is in the leader's recorded answer.
+
+    Some providers use an id again within a run; its uses are counted.
+    """
+    taken = {run.run_id for run in leader.member_runs}
+    for use in itertools.count():
+        run_id = str(uuid.uuid5(_RUN_IDS, f"{leader.run_id}/{call_id}#{use}"))
+        if run_id not in taken:
+            return run_id
+    raise AssertionError("itertools.count ended")
 
 
 def members_first(runs: Sequence[MemberRun]) -> list[MemberRun]:

@@ -6,7 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic_ai.exceptions import (
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelHTTPError,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+)
 
 from worker.errors import InvalidOutput, ModelFailed, UsageLimitReached
 
@@ -20,9 +26,12 @@ def translated_failures() -> Iterator[None]:
     try:
         yield
     except ModelHTTPError as error:
-        retryable = error.status_code in _WORTH_ANOTHER_TRY or error.status_code >= _SERVER_ERRORS
         raise ModelFailed(
-            f"the model {error.model_name} answered with HTTP status {error.status_code}", retryable=retryable
+            f"the model {error.model_name} answered with HTTP status {error.status_code}", retryable=_is_passing(error)
+        ) from error
+    except FallbackExceptionGroup as error:
+        raise ModelFailed(
+            f"each of {len(error.exceptions)} models failed", retryable=any(map(_is_passing, error.exceptions))
         ) from error
     except ModelAPIError as error:
         raise ModelFailed(f"the model {error.model_name} could not be reached", retryable=True) from error
@@ -30,3 +39,10 @@ def translated_failures() -> Iterator[None]:
         raise UsageLimitReached(str(error)) from error
     except UnexpectedModelBehavior as error:
         raise InvalidOutput("the model's output or tool calls kept being invalid") from error
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same request might succeed later: a limit, an overload, a lost connection."""
+    if isinstance(error, ModelHTTPError):
+        return error.status_code in _WORTH_ANOTHER_TRY or error.status_code >= _SERVER_ERRORS
+    return isinstance(error, ModelAPIError)

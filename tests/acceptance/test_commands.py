@@ -1,0 +1,428 @@
+"""The command line, as its users type it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aio_pika import ExchangeType
+from aio_pika.exceptions import ChannelNotFoundEntity
+from pydantic import SecretStr
+from rich.cells import cell_len
+
+from tests.acceptance.stage import DATA, QUICKER, TEAMS, Stage, database_of_its_own, staged, two_at_a_time
+from tests.support.broker import TestBroker
+from tests.support.workers import environment_of, run_command
+from worker.intake.topology import Topology, apply
+from worker.sandbox import Sandbox
+from worker.settings import Settings
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+COMMANDS = [
+    *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask"),
+    *("sessions", "sessions list", "sessions show"),
+]
+COMPLETED, FAILED, MISTAKE = 0, 1, 2
+WIDTH = 80
+
+ODD = "[bold]séance[/bold] [/] 会議 ✓ [red"
+"""An id of markup, and of characters that are two columns wide or none of ASCII."""
+
+Ended = tuple[int, str, str]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stage(sandbox: Sandbox, template: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    """One worker, and the sessions of all tests of this module."""
+    async with staged(sandbox, template, tmp_path_factory.mktemp("gates")) as stage:
+        yield stage
+
+
+@pytest.fixture
+def session() -> str:
+    """A session id of the test's own."""
+    return f"session-{uuid.uuid4().hex[:12]}"
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lane(stage: Stage) -> AsyncIterator[Settings]:
+    """A prefix without a topology on the module's database."""
+    settings = stage.settings.model_copy(update={"prefix": f"t-{uuid.uuid4().hex[:8]}"})
+    yield settings
+    async with TestBroker(settings.amqp_url.get_secret_value(), settings.prefix) as broker:
+        await broker.delete_everything(settings.partitions)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def declared(stage: Stage, lane: Settings) -> Settings:
+    """A prefix with its topology and without a worker, on the module's database."""
+    await apply(stage.broker.connection, Topology(prefix=lane.prefix, partitions=lane.partitions))
+    return lane
+
+
+async def teamturn(settings: Settings, *command: str, **environment: str) -> Ended:
+    """Run a command; whatever comes of it, nobody is shown a traceback."""
+    surroundings = environment_of(settings, **QUICKER, COLUMNS=str(WIDTH), NO_COLOR="1", **environment)
+    ended = await run_command(*command, environment=surroundings)
+    assert "Traceback" not in ended[2], ended[2]
+    return ended
+
+
+async def ask(stage: Stage, state: Path, *arguments: str) -> Ended:
+    """Run `teamturn ask` with what it remembers in a place of the test's own."""
+    return await teamturn(stage.settings, "ask", *arguments, "--timeout", "20", XDG_STATE_HOME=str(state))
+
+
+def too_wide(text: str) -> list[str]:
+    return [line for line in text.splitlines() if cell_len(line.rstrip()) > WIDTH]
+
+
+# --- help ---
+
+
+@pytest.fixture(scope="module")
+def helps(sandbox: Sandbox) -> dict[str, Ended]:
+    """What each command prints with --help."""
+    settings = Settings(amqp_url=SecretStr(sandbox.amqp_url), postgres_url=SecretStr(sandbox.postgres_url))
+    return asyncio.run(
+        two_at_a_time({command: partial(teamturn, settings, *command.split(), "--help") for command in COMMANDS})
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_help_says_what_a_command_does_in_80_columns(helps: dict[str, Ended], command: str) -> None:
+    code, out, err = helps[command]
+    assert (code, err) == (0, "")
+    assert too_wide(out) == []
+    usage, _, text = out.partition("\n\n")
+    assert "Usage:" in usage
+    says = text.split("Options:")[0].split("Arguments:")[0].strip()
+    assert len(says.split()) >= 3, out
+
+
+async def test_help_names_every_command_with_a_line_that_is_not_cut_off(helps: dict[str, Ended]) -> None:
+    _, out, _ = helps[""]
+    listed = out.partition("Commands:")[2]
+    for command in ("worker", "migrate", "ask", "topology", "sessions"):
+        assert f"  {command} " in listed
+    assert "..." not in listed
+
+
+# --- migrate ---
+
+
+async def test_migrate_says_what_it_applied_and_the_second_time_that_nothing_is_left(
+    sandbox: Sandbox, stage: Stage
+) -> None:
+    async with database_of_its_own(sandbox, template=None) as empty:
+        first = await teamturn(stage.settings, "migrate", TEAMTURN_POSTGRES_URL=empty)
+        second = await teamturn(stage.settings, "migrate", TEAMTURN_POSTGRES_URL=empty)
+    assert (first[0], second[0]) == (0, 0)
+    assert "applied" in first[1]
+    assert "applied" not in second[1]
+    assert "up to date" in second[1]
+
+
+async def test_two_migrations_at_once_both_succeed_and_one_applies(sandbox: Sandbox, stage: Stage) -> None:
+    async with database_of_its_own(sandbox, template=None) as empty:
+        ended = await asyncio.gather(
+            *(teamturn(stage.settings, "migrate", TEAMTURN_POSTGRES_URL=empty) for _ in range(2))
+        )
+    assert [code for code, _, _ in ended] == [0, 0]
+    assert sum("applied" in out for _, out, _ in ended) == 1
+
+
+async def test_a_worker_that_is_told_to_migrate_starts_on_an_empty_database(sandbox: Sandbox, lane: Settings) -> None:
+    async with database_of_its_own(sandbox, template=None) as empty:
+        settings = lane.model_copy(update={"postgres_url": SecretStr(empty), "db_schema": "Other"})
+        await teamturn(settings, "topology", "apply")
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "worker", "worker", "--migrate"),
+            env=environment_of(settings, **QUICKER, TEAMTURN_TEAMS=TEAMS),
+            cwd=DATA,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            async with TestBroker(lane.amqp_url.get_secret_value(), lane.prefix) as broker:
+                reply = await broker.reply(await broker.ask("s1"))
+        finally:
+            worker.terminate()
+            await worker.wait()
+    assert reply["status"] == "COMPLETED"
+
+
+# --- topology ---
+
+
+async def test_topology_apply_can_be_repeated(lane: Settings) -> None:
+    first = await teamturn(lane, "topology", "apply")
+    assert await teamturn(lane, "topology", "apply") == first
+    assert first[0] == 0
+
+
+async def test_topology_apply_declares_what_a_producer_needs(lane: Settings) -> None:
+    await teamturn(lane, "topology", "apply")
+    async with TestBroker(lane.amqp_url.get_secret_value(), lane.prefix) as broker:
+        await broker.ask("s1")
+        depths = [await broker.depth(f"requests.{number}") for number in range(lane.partitions)]
+    assert sum(depths) == 1
+
+
+async def test_a_request_is_in_one_queue_also_after_topology_was_applied_with_other_partitions(
+    stage: Stage, lane: Settings
+) -> None:
+    await teamturn(lane, "topology", "apply", TEAMTURN_PARTITIONS="2")
+    await teamturn(lane, "topology", "apply", TEAMTURN_PARTITIONS="3")
+    async with TestBroker(stage.broker.url, lane.prefix) as broker:
+        # 05: to the second of two queues, to the third of three.
+        await broker.publish(b"{}", routing_key="05")
+        there = [await _depth(broker, f"requests.{number}") for number in range(3)]
+        await broker.channel.queue_delete(f"{lane.prefix}.requests.2")
+    assert sum(there) == 1
+
+
+async def _depth(broker: TestBroker, queue: str) -> int:
+    try:
+        return await broker.depth(queue)
+    except ChannelNotFoundEntity:
+        return 0
+
+
+async def test_topology_verify_names_what_is_missing(lane: Settings) -> None:
+    code, out, _ = await teamturn(lane, "topology", "verify")
+    assert code == FAILED
+    for name in ("requests", "requests.0", "requests.1", "unrouted", "results", "events", "control", "dead"):
+        assert f"'{lane.prefix}.{name}'" in out
+
+
+async def test_topology_verify_makes_nothing(stage: Stage, lane: Settings) -> None:
+    await teamturn(lane, "topology", "verify")
+    for name in ("requests.0", "results", "dead"):
+        channel = await stage.broker.connection.channel()
+        with pytest.raises(ChannelNotFoundEntity):
+            await channel.declare_queue(f"{lane.prefix}.{name}", passive=True)
+    for name in ("requests", "results"):
+        channel = await stage.broker.connection.channel()
+        with pytest.raises(ChannelNotFoundEntity):
+            await channel.get_exchange(f"{lane.prefix}.{name}")
+
+
+async def test_topology_verify_is_content_with_what_apply_declared(declared: Settings) -> None:
+    code, _, err = await teamturn(declared, "topology", "verify")
+    assert (code, err) == (0, "")
+
+
+async def test_topology_verify_names_a_queue_that_clashes_and_only_that(stage: Stage, declared: Settings) -> None:
+    name = f"{declared.prefix}.requests.1"
+    await stage.broker.channel.queue_delete(name)
+    await stage.broker.channel.declare_queue(name, durable=True)
+    code, out, _ = await teamturn(declared, "topology", "verify")
+    assert code == FAILED
+    assert [name in line and "x-" in line for line in out.splitlines()] == [True]
+
+
+async def test_topology_verify_names_an_exchange_that_clashes_and_only_that(stage: Stage, declared: Settings) -> None:
+    name = f"{declared.prefix}.events"
+    await stage.broker.channel.exchange_delete(name)
+    await stage.broker.channel.declare_exchange(name, ExchangeType.DIRECT, durable=True)
+    code, out, _ = await teamturn(declared, "topology", "verify")
+    assert code == FAILED
+    assert [name in line and "type" in line for line in out.splitlines()] == [True]
+
+
+# --- ask ---
+
+
+async def test_ask_prints_the_answer_alone_on_standard_output(stage: Stage, tmp_path: Path) -> None:
+    code, out, _ = await ask(stage, tmp_path, "hello [bold]you[/bold]", "--team", "echo")
+    assert (code, out) == (COMPLETED, "hello [bold]you[/bold]\n")
+
+
+async def test_ask_prints_the_session_that_it_made(stage: Stage, tmp_path: Path) -> None:
+    before = await _sessions(stage)
+    _, out, err = await ask(stage, tmp_path, "hello", "--team", "echo")
+    (made,) = await _sessions(stage) - before
+    assert made in out + err
+
+
+async def _sessions(stage: Stage) -> set[str]:
+    return {record["session_id"] for record in await stage.database.fetch("select session_id from ai.sessions")}
+
+
+async def test_ask_goes_to_the_session_and_user_that_it_is_given(stage: Stage, tmp_path: Path) -> None:
+    session = f"{ODD} asked"
+    code, out, err = await ask(stage, tmp_path, "hi", "--team", "echo", "--session", session, "--user", ODD)
+    assert (code, out) == (COMPLETED, "hi\n")
+    assert session in err
+    assert await stage.database.fetchval("select user_id from ai.sessions where session_id = $1", session) == ODD
+
+
+async def test_ask_prints_structured_content_as_json(stage: Stage, tmp_path: Path) -> None:
+    code, out, _ = await ask(stage, tmp_path, "hi", "--workflow", "pipeline")
+    assert (code, json.loads(out)) == (COMPLETED, {"input": "hi"})
+
+
+async def test_ask_continue_goes_on_with_the_last_session(stage: Stage, tmp_path: Path, session: str) -> None:
+    await ask(stage, tmp_path, "first", "--team", "echo", "--session", session, "--user", "u1")
+    code, out, err = await ask(stage, tmp_path, "second", "--continue")
+    assert (code, out) == (COMPLETED, "second\n")
+    assert session in err
+    assert [run["input"]["input_content"] for run in await stage.runs(session)] == ["first", "second"]
+
+
+async def test_ask_continue_without_a_session_to_continue_is_one_line(stage: Stage, tmp_path: Path) -> None:
+    code, out, err = await ask(stage, tmp_path, "hello", "--continue")
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+
+
+async def test_ask_continue_goes_on_with_a_session_whose_answer_was_not_awaited(
+    stage: Stage, declared: Settings, tmp_path: Path, session: str
+) -> None:
+    first = ("ask", "first", "--team", "echo", "--session", session, "--timeout", "0.2")
+    await teamturn(declared, *first, XDG_STATE_HOME=str(tmp_path))
+    code, _, err = await ask(stage, tmp_path, "second", "--continue")
+    assert code == COMPLETED
+    assert session in err
+
+
+async def test_ask_json_prints_the_reply(stage: Stage, tmp_path: Path, session: str) -> None:
+    code, out, _ = await ask(stage, tmp_path, "hi", "--team", "echo", "--session", session, "--json")
+    reply = json.loads(out)
+    (run,) = await stage.runs(session)
+    assert code == COMPLETED
+    assert (reply["run_id"], reply["session_id"], reply["status"], reply["content"], reply["turn"]) == (
+        *(run["run_id"], session, "COMPLETED", "hi", 1),
+    )
+
+
+async def test_ask_ends_with_1_and_the_code_if_the_run_failed(stage: Stage, tmp_path: Path) -> None:
+    code, _, err = await ask(stage, tmp_path, "hello", "--team", "broken")
+    assert code == FAILED
+    assert "executor_failed" in err
+
+
+async def test_ask_ends_with_1_and_the_code_if_the_request_was_refused(stage: Stage, tmp_path: Path) -> None:
+    code, _, err = await ask(stage, tmp_path, "hello", "--team", "nobody")
+    assert code == FAILED
+    assert "unknown_target" in err
+
+
+async def test_ask_without_a_target_says_how_to_name_one(stage: Stage, tmp_path: Path) -> None:
+    code, out, err = await ask(stage, tmp_path, "hello")
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "--team" in err
+
+
+@pytest.mark.parametrize("session", ["x" * 256, "a\tb"], ids=["256 bytes", "control character"])
+async def test_ask_with_an_id_that_is_none_names_the_option(stage: Stage, tmp_path: Path, session: str) -> None:
+    code, out, err = await ask(stage, tmp_path, "hello", "--team", "echo", "--session", session)
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "session" in err
+
+
+async def test_ask_says_that_no_worker_answered(declared: Settings, tmp_path: Path) -> None:
+    asked = ("ask", "hello", "--team", "echo", "--timeout", "0.2")
+    code, out, err = await teamturn(declared, *asked, XDG_STATE_HOME=str(tmp_path))
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "worker" in err
+
+
+async def test_ask_before_there_is_a_topology_says_what_to_do(lane: Settings, tmp_path: Path) -> None:
+    code, out, err = await teamturn(lane, "ask", "hello", "--team", "echo", XDG_STATE_HOME=str(tmp_path))
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "teamturn topology apply" in err
+
+
+# --- sessions ---
+
+
+async def answered(stage: Stage, session: str, *texts: str, **fields: Any) -> None:
+    for text in texts:
+        await stage.broker.reply(await stage.broker.ask(session, text, **fields))
+
+
+async def made_the_latest(stage: Stage, session: str) -> None:
+    """Make all other sessions older: times are whole seconds, and the tests don't wait for the next one."""
+    await stage.database.execute(
+        "update ai.agno_sessions set updated_at = updated_at - 10 where session_id <> $1", session
+    )
+
+
+@pytest.mark.parametrize("name", [ODD, "0b8d5b9c-6f26-4013-9bbc-9b5090d821e6"], ids=["markup and unicode", "uuid"])
+async def test_sessions_list_shows_a_session_on_a_line_of_80_columns(stage: Stage, name: str) -> None:
+    await answered(stage, name, "hello", user_id="u1")
+    await made_the_latest(stage, name)
+    code, out, err = await teamturn(stage.settings, "sessions", "list", "--limit", "1")
+    assert (code, err) == (0, "")
+    assert too_wide(out) == []
+    _, line = out.splitlines()
+    assert line.startswith(f"{name} ")
+    assert "team echo" in line
+    assert " u1 " in line
+
+
+async def test_sessions_list_begins_with_the_latest_activity(stage: Stage, session: str) -> None:
+    await answered(stage, "zzz", "hello")
+    await answered(stage, session, "hello")
+    await made_the_latest(stage, session)
+    _, out, _ = await teamturn(stage.settings, "sessions", "list", "--json")
+    first, *_ = out.splitlines()
+    assert json.loads(first)["session_id"] == session
+
+
+async def test_sessions_list_json_is_a_session_a_line(stage: Stage, session: str) -> None:
+    await answered(stage, session, "one", "two", user_id="u1")
+    code, out, _ = await teamturn(stage.settings, "sessions", "list", "--json", "--limit", "1000")
+    (listed,) = [one for one in map(json.loads, out.splitlines()) if one["session_id"] == session]
+    assert code == 0
+    assert (listed["session_type"], listed["target_id"], listed["user_id"], listed["runs"]) == ("team", "echo", "u1", 2)
+
+
+async def test_sessions_list_of_none_says_so(sandbox: Sandbox, template: str, lane: Settings) -> None:
+    async with database_of_its_own(sandbox, template) as empty:
+        code, out, _ = await teamturn(lane, "sessions", "list", TEAMTURN_POSTGRES_URL=empty)
+    assert (code, out) == (0, "no sessions yet\n")
+
+
+async def test_sessions_show_tells_what_was_said_in_80_columns(stage: Stage) -> None:
+    name = f"{ODD} shown"
+    question = f"{ODD}? " + "a long question " * 20
+    await answered(stage, name, question, "and now?", user_id="u1")
+    code, out, err = await teamturn(stage.settings, "sessions", "show", name)
+    assert (code, err) == (0, "")
+    assert too_wide(out) == []
+    words = " ".join(out.split())
+    for said in (name, "team echo", "u1", "COMPLETED", question.strip(), "and now?"):
+        assert said in words
+
+
+async def test_sessions_show_sends_nothing_to_the_terminal_but_text(stage: Stage, session: str) -> None:
+    await answered(stage, session, "clear \x1b[2J the \x9b2J screen \x07")
+    _, out, _ = await teamturn(stage.settings, "sessions", "show", session)
+    assert [character for character in out if character in "\x1b\x9b\x07"] == []
+
+
+async def test_sessions_show_json_has_the_fifteen_columns_in_order(stage: Stage, session: str) -> None:
+    await answered(stage, session, "one", "two")
+    code, out, _ = await teamturn(stage.settings, "sessions", "show", session, "--json")
+    row = await stage.database.fetchrow("select * from ai.sessions where session_id = $1", session)
+    assert row is not None
+    shown = json.loads(out)
+    assert code == 0
+    assert list(shown) == list(row.keys())
+    assert shown["runs"] == json.loads(row["runs"])
+
+
+async def test_sessions_show_of_an_unknown_session_is_one_line_that_names_it(stage: Stage) -> None:
+    code, out, err = await teamturn(stage.settings, "sessions", "show", "[bold]nobody[/bold]")
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "[bold]nobody[/bold]" in err

@@ -1,0 +1,1 @@
+"""What tests hand to the real command: modules of teams, and programs in other languages."""

@@ -1,0 +1,157 @@
+"""Secrets: found in the environment, and cut out of every line that is logged."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.operations.logging import Redaction, configure_logging, secrets_in
+
+_SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "secrets"),
+    [
+        ({}, set()),
+        ({"OPENAI_API_KEY": "sk-12345"}, {"sk-12345"}),
+        (
+            {"GITHUB_TOKEN": "ghp_12345", "APP_SECRET": "shhhhh", "DB_PASSWORD": "pass12"},
+            {"ghp_12345", "shhhhh", "pass12"},
+        ),
+        ({"PGPASSWORD": "pass12"}, {"pass12"}),
+        ({"KEY_FILE": "/etc/keys", "TOKENS": "many of them", "HOME": "/root/home"}, set()),
+        ({"A_KEY": "short"}, set()),
+        ({"A_KEY": "sixsix"}, {"sixsix"}),
+        ({"TEAMTURN_AMQP_URL": "amqp://user:hunter2hunter2@h:5672/"}, {"hunter2hunter2"}),
+        ({"TEAMTURN_POSTGRES_URL": "postgresql+psycopg://user:p%40ssword@h/d"}, {"p%40ssword", "p@ssword"}),
+        ({"TEAMTURN_AMQP_URL": "amqp://guest:guest@localhost/"}, set()),
+        ({"TEAMTURN_AMQP_URL": "amqp://localhost/"}, set()),
+        ({"TEAMTURN_AMQP_URL": "amqp://user:hunter2hunter2@[::1/"}, set()),
+        ({"DATABASE_URL": "postgresql://user:hunter2hunter2@h/d"}, set()),
+        ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?user=u&password=hunter2hunter2"}, {"hunter2hunter2"}),
+    ],
+    ids=str,
+)
+def test_secrets_are_found_by_the_names_of_their_variables_and_in_our_urls(
+    environment: dict[str, str], secrets: set[str]
+) -> None:
+    assert secrets_in(environment) == secrets
+
+
+@pytest.mark.parametrize(
+    ("secrets", "text", "redacted"),
+    [
+        ([], "nothing to hide", "nothing to hide"),
+        (["hunter2"], "a hunter2 b hunter2", "a *** b ***"),
+        (["abc", "abcdef"], "abcdef abc", "*** ***"),
+        (["a.c", "(", "[x]*"], "abc a.c ( [x]*", "abc *** *** ***"),
+        (["hunter2"], "HUNTER2", "HUNTER2"),
+    ],
+)
+def test_each_secret_is_replaced_wherever_it_stands(secrets: list[str], text: str, redacted: str) -> None:
+    assert Redaction(secrets)(text) == redacted
+
+
+@given(_SECRETS, st.lists(st.text(max_size=10), max_size=5))
+def test_no_secret_is_left_in_any_text(secrets: list[str], pieces: list[str]) -> None:
+    text = "".join(piece + secret for piece, secret in zip(pieces, secrets, strict=False))
+    redacted = Redaction(secrets)(text)
+    rest = redacted.split("***")
+    assert all(secret not in part for secret in secrets for part in rest if secret != "***")
+
+
+Log = Callable[[], list[str]]
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Log]]:
+    """Configure logging as a worker with some environment does; return what is written, line by line."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in ("aio_pika", "aiormq", "httpx", "httpx2")}
+    before = structlog.get_config()
+
+    def configured(**environment: str) -> Log:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        written = io.StringIO()
+        monkeypatch.setattr("sys.stderr", written)
+        configure_logging()
+        return lambda: written.getvalue().splitlines()
+
+    yield configured
+    structlog.configure(**before)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, old in levels.items():
+        logging.getLogger(name).setLevel(old)
+
+
+def _event(line: str) -> dict[str, Any]:
+    return dict(json.loads(line))
+
+
+def test_an_event_is_one_line_of_json_with_its_time_and_level(lines: Callable[..., Log]) -> None:
+    written = lines()
+    structlog.get_logger().info("turn_finished", run_id="r1", text="é\nnext")
+    (line,) = written()
+    event = _event(line)
+    assert (event["event"], event["level"], event["run_id"], event["text"]) == (
+        "turn_finished",
+        "info",
+        "r1",
+        "é\nnext",
+    )
+    assert event["timestamp"].endswith("Z")
+
+
+def test_what_a_turn_binds_is_in_its_events_and_in_libraries_records(lines: Callable[..., Log]) -> None:
+    written = lines()
+    with structlog.contextvars.bound_contextvars(run_id="r1"):
+        structlog.get_logger().info("ours")
+        logging.getLogger("asyncpg").warning("theirs: %s", 5)
+    ours, theirs = map(_event, written())
+    assert ours["run_id"] == theirs["run_id"] == "r1"
+    assert theirs["event"] == "theirs: 5"
+
+
+def test_an_exception_is_in_the_line_of_its_event_without_the_secret_in_its_text(lines: Callable[..., Log]) -> None:
+    written = lines(OPENAI_API_KEY="sk-hunter2hunter2")
+    try:
+        int("key sk-hunter2hunter2")
+    except ValueError:
+        structlog.get_logger().exception("executor_failed", header={"x": ["sk-hunter2hunter2"]})
+    (line,) = written()
+    assert "ValueError" in line
+    assert "key ***" in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ['quo"ted-secret', "back\\slash-secret", "tab\tbed-secret", "ünïcode-secret"],
+    ids=["quote", "backslash", "control character", "not ASCII"],
+)
+def test_a_secret_is_cut_out_also_where_json_writes_it_differently(lines: Callable[..., Log], secret: str) -> None:
+    written = lines(MY_PASSWORD=secret)
+    structlog.get_logger().info("connecting", password=secret, text=f"with {secret}!")
+    (line,) = written()
+    event = _event(line)
+    assert secret not in event["password"]
+    assert secret not in event["text"]
+
+
+def test_the_line_is_still_json_after_a_secret_was_cut_out(lines: Callable[..., Log]) -> None:
+    written = lines(MY_PASSWORD='secret", "a": "b')
+    structlog.get_logger().info("x", text='secret", "a": "b')
+    (line,) = written()
+    _event(line)

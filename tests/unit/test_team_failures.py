@@ -1,0 +1,158 @@
+"""What a team's models do wrong, as the code that the reply carries."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent, Tool
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
+from pydantic_ai.messages import ModelResponse, ToolCallPart
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.usage import UsageLimits
+
+from schemas.errors import ErrorCode
+from schemas.replies import RunStatus
+from tests.unit.examples import NOW, a_turn
+from tests.unit.models import Recorded, failing, member, never_answering, responses, says, tasks, text
+from worker.errors import TurnFailed
+from worker.executors.attempt import attempt
+from worker.executors.turn import Turn
+from worker.team.team import Team
+
+_SECRET = "sk-hunter2hunter2"
+_BODY = {"error": {"message": f"Incorrect API key provided: {_SECRET}"}}
+
+
+async def _failure(made: Team, turn: Turn | None = None, *, seconds: float = 30) -> TurnFailed:
+    outcome = await attempt(made, turn or a_turn(), limit=timedelta(seconds=seconds), now=NOW, deadline=None)
+    assert outcome.status is RunStatus.ERROR
+    assert outcome.session_state is None
+    assert outcome.error is not None
+    assert _SECRET not in outcome.error.message
+    return outcome.error
+
+
+_HTTP = pytest.mark.parametrize(
+    ("status", "retryable"),
+    [
+        *[(status, False) for status in (400, 401, 403, 404, 422)],
+        *[(status, True) for status in (408, 429, 500, 502, 503, 529)],
+    ],
+)
+
+
+@_HTTP
+async def test_a_provider_s_error_is_a_model_error_that_says_the_status_and_whether_to_try_again(
+    status: int, *, retryable: bool
+) -> None:
+    error = await _failure(Team("t", failing(ModelHTTPError(status, "told", _BODY))))
+    assert error.code is ErrorCode.MODEL_ERROR
+    assert error.is_retryable is retryable
+    assert str(status) in error.message
+
+
+@_HTTP
+async def test_so_is_the_error_of_a_member_s_provider(status: int, *, retryable: bool) -> None:
+    broken = member("broken", failing(ModelHTTPError(status, "told", _BODY)))
+    turn = a_turn()
+    error = await _failure(Team("t", responses(tasks(("broken", "x"))).model, members=[broken]), turn)
+    assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, retryable)
+    assert [run.status for run in turn.member_runs] == [RunStatus.ERROR]
+
+
+async def test_a_provider_that_does_not_answer_is_a_model_error_worth_another_try() -> None:
+    error = await _failure(Team("t", failing(ModelAPIError("told", f"Connection error to {_SECRET}"))))
+    assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, True)
+
+
+@pytest.mark.parametrize(("status", "retryable"), [(503, True), (401, False)])
+async def test_models_that_stand_in_for_each_other_and_all_fail_are_a_model_error(
+    status: int, *, retryable: bool
+) -> None:
+    model = FallbackModel(failing(ModelHTTPError(status, "a", _BODY)), failing(ModelHTTPError(status, "b", _BODY)))
+    error = await _failure(Team("t", model))
+    assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, retryable)
+
+
+async def test_models_that_stand_in_for_each_other_answer_if_one_does() -> None:
+    model = FallbackModel(failing(ModelHTTPError(503, "a", _BODY)), says("Paris"))
+    assert await Team("t", model).run(a_turn()) == "Paris"
+
+
+async def test_a_model_that_behaves_unexpectedly_is_invalid_output() -> None:
+    error = await _failure(Team("t", failing(UnexpectedModelBehavior("odd", _SECRET))))
+    assert (error.code, error.is_retryable) == (ErrorCode.INVALID_OUTPUT, False)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ToolCallPart("delegate_task", {"member_id": "nobody", "task": "x"}),
+        ToolCallPart("delegate_task", {"member": "finder"}),
+        ToolCallPart("delegate_task", "{not json"),
+        ToolCallPart("no_such_tool", {}),
+    ],
+    ids=["unknown member", "wrong arguments", "no JSON", "unknown tool"],
+)
+async def test_a_leader_that_keeps_calling_wrongly_is_invalid_output(call: ToolCallPart) -> None:
+    leader = Recorded(lambda *_: ModelResponse(parts=[ToolCallPart(call.tool_name, call.args)]))
+    error = await _failure(Team("t", leader.model, members=[member("finder")]))
+    assert error.code is ErrorCode.INVALID_OUTPUT
+    assert len(leader.asked) > 1, "it was given the chance to correct itself"
+
+
+async def test_a_leader_that_says_nothing_is_invalid_output() -> None:
+    error = await _failure(Team("t", responses(ModelResponse(parts=[])).model))
+    assert error.code is ErrorCode.INVALID_OUTPUT
+
+
+async def test_a_member_whose_output_never_validates_is_invalid_output() -> None:
+    class City(BaseModel):
+        name: str
+
+    finder: Agent[Turn, City] = Agent(says("no JSON"), name="finder", deps_type=Turn, output_type=City)
+    error = await _failure(Team("t", responses(tasks(("finder", "x"))).model, members=[finder]))
+    assert error.code is ErrorCode.INVALID_OUTPUT
+
+
+async def test_a_leader_that_never_stops_delegating_reaches_the_usage_limit_and_its_tokens_count() -> None:
+    limit = UsageLimits().request_limit
+    assert limit is not None
+    turn = a_turn()
+    error = await _failure(Team("t", responses(tasks(("finder", "x"))).model, members=[member("finder")]), turn)
+    assert error.code is ErrorCode.USAGE_LIMIT_EXCEEDED
+    assert turn.usage.model_requests == limit
+    assert turn.usage.input_tokens == 10 * limit
+
+
+async def test_a_tool_that_raises_is_the_executor_s_failure() -> None:
+    def tool() -> str:
+        raise LookupError(_SECRET)
+
+    leader = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("done"))
+    error = await _failure(Team("t", leader.model, tools=[Tool(tool)]))
+    assert error.code is ErrorCode.EXECUTOR_FAILED
+
+
+async def test_a_team_that_is_stopped_leaves_its_member_s_run_cancelled_and_counts_what_was_spent() -> None:
+    turn = a_turn()
+    made = Team("t", responses(tasks(("slow", "x"))).model, members=[member("slow", never_answering())])
+    error = await _failure(made, turn, seconds=0.2)
+    assert error.code is ErrorCode.TURN_TIMEOUT
+    assert [(run.status, run.content) for run in turn.member_runs] == [(RunStatus.CANCELLED, None)]
+    assert turn.usage.input_tokens == 10
+
+
+async def test_a_member_that_fails_ends_the_turn_and_stops_the_members_beside_it() -> None:
+    turn = a_turn()
+    broken = member("broken", failing(ModelHTTPError(500, "told", _BODY)))
+    members = [member("slow", never_answering()), broken]
+    leader = responses(tasks(("slow", "x"), ("broken", "x")), text("done"))
+    error = await _failure(Team("t", leader.model, members=members), turn, seconds=10)
+    assert error.code is ErrorCode.MODEL_ERROR
+    assert {run.name: run.status for run in turn.member_runs} == {
+        "slow": RunStatus.CANCELLED,
+        "broken": RunStatus.ERROR,
+    }
