@@ -70,7 +70,9 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
             raise StartupError(
                 f"RabbitMQ at {where} has no virtual host {vhost!r} for the user of TEAMTURN_AMQP_URL"
             ) from None
-        raise BrokerUnavailable(f"RabbitMQ can't be reached at {where} ({_reason(error)})") from error
+        raise BrokerUnavailable(
+            f"RabbitMQ can't be reached at {where} ({_reason(error)}): is it running, and is TEAMTURN_AMQP_URL right?"
+        ) from error
     lost = asyncio.Event()
     connection.close_callbacks.add(lambda *_: lost.set())
     return BrokerConnection(connection, lost)

@@ -115,15 +115,17 @@ class TurnTaker:
                 _log.info("turn_replayed")
                 return reply
             case Refuse() as refusal:
-                return await self._refused(claimed, refusal)
+                return await self._refused(claimed, received, refusal)
             case Execute() if executor is not None:
                 return await self._executed(claimed, received, executor)
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
 
-    async def _refused(self, claimed: ClaimedSession, refusal: Refuse) -> bytes:
+    async def _refused(self, claimed: ClaimedSession, received: RequestDelivery, refusal: Refuse) -> bytes:
         _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
-        reply = rejected(claimed.request, refusal.code, refusal.message, now=time.time(), retryable=refusal.retryable)
+        # What is not stored is made again for a redelivery: from the message, not from the clock, where it can be.
+        now = time.time() if refusal.stored else received.delivery.published or time.time()
+        reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)

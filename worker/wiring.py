@@ -129,7 +129,7 @@ async def _as_startup(starting: Awaitable[_T]) -> _T:
     try:
         return await starting
     except (BrokerUnavailable, StoreUnavailable) as error:
-        raise StartupError(f"{error}: is it running, and is the address right?") from error
+        raise StartupError(str(error)) from error
 
 
 def _owned(stack: AsyncExitStack, task: asyncio.Task[None]) -> asyncio.Task[None]:

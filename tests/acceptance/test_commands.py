@@ -366,7 +366,7 @@ async def test_sessions_list_shows_a_session_on_a_line_of_80_columns(stage: Stag
     assert too_wide(out) == []
     _, line = out.splitlines()
     assert line.startswith(f"{name} ")
-    assert "team echo" in line
+    assert "echo" in line
     assert " u1 " in line
 
 

@@ -382,7 +382,6 @@ REFUSED: dict[str, tuple[Json, Json]] = {
     "unknown_target": ({"team_id": "nobody"}, {}),
     "session_forbidden": ({"user_id": "stranger"}, {}),
     "session_target_mismatch": ({"team_id": "remembers"}, {}),
-    "run_id_conflict": ({"input": "something else"}, {}),
     "unsupported_property": ({}, {"priority": 1}),
 }
 
@@ -394,12 +393,23 @@ async def test_a_refused_request_sent_again_gets_the_same_bytes(stage: Stage, se
     if code != "unknown_target":
         await reply_to(stage, earlier)
     request = a_request(session, **fields)
-    if code == "run_id_conflict":
-        request["run_id"] = earlier["run_id"]
     first, *_ = await replies_to(stage, request, times=1, **properties)
     assert json.loads(first.body)["error"]["code"] == code
     await the_next_second(json.loads(first.body)["completed_at"])
     again, *_ = await replies_to(stage, request, times=1, **properties)
+    assert again.body == first.body
+
+
+async def test_a_conflict_that_is_delivered_again_gets_the_same_bytes(stage: Stage, session: str) -> None:
+    """It can't be stored under a run_id that is taken: its times are those of the message."""
+    earlier = a_request(session)
+    await reply_to(stage, earlier)
+    different = earlier | {"input": "something else"}
+    published = datetime.now(UTC)
+    first, *_ = await replies_to(stage, different, times=1, timestamp=published)
+    assert json.loads(first.body)["error"]["code"] == "run_id_conflict"
+    await the_next_second(json.loads(first.body)["completed_at"])
+    again, *_ = await replies_to(stage, different, times=1, timestamp=published)
     assert again.body == first.body
 
 

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from schemas.ids import SessionType
 from schemas.sessions import SessionOverview, StoredSession
 from worker.cli.terminal import age, printable
 from worker.errors import StartupError
@@ -81,15 +80,13 @@ def _table(sessions: list[SessionOverview]) -> Table:
     table = Table(box=None, pad_edge=False)
     # At 80 columns a UUID is whole, and the rest is cut; a longer id goes on in the next line.
     table.add_column("session", overflow="fold")
-    table.add_column("target", no_wrap=True, overflow="ellipsis", max_width=13)
-    table.add_column("user", no_wrap=True, overflow="ellipsis", max_width=9)
+    table.add_column("target", no_wrap=True, overflow="ellipsis", max_width=15)
+    table.add_column("user", no_wrap=True, overflow="ellipsis", max_width=8)
     table.add_column("runs", no_wrap=True, justify="right")
     table.add_column("active", no_wrap=True)
     for one in sessions:
         # Text, not markup: an id may hold brackets.
-        target = Text(
-            f"{one.target_id}" if one.session_type is SessionType.TEAM else f"{one.session_type} {one.target_id}"
-        )
+        target = Text(f"{one.session_type.value} {one.target_id}")
         active = age(one.updated_at or one.created_at)
         table.add_row(Text(one.session_id), target, Text(one.user_id or "-"), str(one.runs), active)
     return table

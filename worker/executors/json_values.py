@@ -51,14 +51,16 @@ def clean(value: Any, *, levels: int = MAX_LEVELS) -> JsonValue:  # noqa: ANN401
             return clean(to_jsonable_python(value, inf_nan_mode="constants"), levels=levels - 1)
 
 
-def _clean_scalar(value: str | float | None) -> JsonValue:
-    if isinstance(value, str):
-        return _clean_text(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("NaN and infinity are not JSON")
-    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-        raise ValueError("nobody counts that far")
-    return value
+def _clean_scalar(value: str | int | float | None) -> JsonValue:  # noqa: PYI041 - an int is told apart below
+    match value:
+        case str():
+            return _clean_text(value)
+        case int() if abs(value) >= _LARGEST_INTEGER:
+            raise ValueError("nobody counts that far")
+        case float() if not math.isfinite(value):
+            raise ValueError("NaN and infinity are not JSON")
+        case _:
+            return value
 
 
 def _items(values: Iterator[Any]) -> list[Any]:

@@ -49,14 +49,19 @@ class Delivery:
         return dict(self.message.headers or {})
 
     @property
+    def published(self) -> float | None:
+        """When it was published, as the producer says (AMQP `timestamp`, whole seconds); unix, or None."""
+        stamp = self.message.timestamp
+        return None if stamp is None else stamp.timestamp()
+
+    @property
     def queued_since(self) -> float:
         """When it was published, at the latest; unix seconds.
 
         AMQP's `timestamp` has whole seconds: the end of that second is when it had been published. Without one it
         is when it was received.
         """
-        stamp = self.message.timestamp
-        return self.received if stamp is None else min(stamp.timestamp() + 1, self.received)
+        return self.received if self.published is None else min(self.published + 1, self.received)
 
     async def ack(self) -> None:
         """Acknowledge it. On a channel that is gone this does nothing: the broker delivers it again."""

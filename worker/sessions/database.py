@@ -66,7 +66,10 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
             f"Postgres has no such database ({_reason(error)}): create it, or correct TEAMTURN_POSTGRES_URL"
         ) from None
     except _TRY_AGAIN as error:
-        raise StoreUnavailable(f"Postgres can't be reached at {_address(url)} ({_reason(error)})") from error
+        raise StoreUnavailable(
+            f"Postgres can't be reached at {_address(url)} ({_reason(error)}): is it running, and is "
+            "TEAMTURN_POSTGRES_URL right?"
+        ) from error
     except (ValueError, asyncpg.PostgresError) as error:
         raise StartupError(f"TEAMTURN_POSTGRES_URL can't be used: {_reason(error)}") from None
     version = connection.get_server_version()
