@@ -12,8 +12,8 @@ The unacknowledged request is the outbox: nothing is acknowledged before its rep
 delivery replies. What a redelivered request finds, when its worker died after
 
     delivery  no run: it runs
-    claim     Postgres dropped the lock with the connection: it runs, as the next attempt
-    execute   nothing was recorded: it runs again, as the next attempt
+    claim     Postgres dropped the lock with the connection: it runs
+    execute   only that it was started, if it had lasted a moment: it runs again, as the next attempt
     commit    the receipt: its stored reply is published again, nothing is executed
     reply     the receipt: the same bytes again, with the same message_id; a consumer drops the second
 

@@ -428,7 +428,7 @@ async def test_a_request_before_its_deadline_is_run(stage: Stage, session: str) 
 
 
 async def test_a_finished_run_is_answered_again_after_its_deadline(stage: Stage, session: str) -> None:
-    deadline = datetime.now(UTC) + timedelta(seconds=1)
+    deadline = datetime.now(UTC) + timedelta(seconds=2)
     request = a_request(session, deadline=deadline.isoformat())
     (first,) = await replies_to(stage, request, times=1)
     await eventually(lambda: datetime.now(UTC) > deadline)
@@ -453,7 +453,7 @@ async def test_a_turn_that_will_not_be_cancelled_is_ended_by_the_turn_timeout_as
     stage: Stage, session: str
 ) -> None:
     run_id = await stage.broker.ask(session, "never", team_id="stubborn")
-    reply = await stage.broker.reply(run_id, seconds=TURN_TIMEOUT_SECONDS + 5)
+    reply = await stage.broker.reply(run_id, seconds=TURN_TIMEOUT_SECONDS + 10)
     assert (reply["status"], reply["error"]["code"]) == ("ERROR", "turn_timeout")
 
 

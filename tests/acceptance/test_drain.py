@@ -13,7 +13,7 @@ from tests.acceptance.stage import Gates, stored_runs, worker_on
 from tests.support.broker import TestBroker
 from worker.settings import Settings
 
-QUICKLY_SECONDS = 5
+QUICKLY_SECONDS = 10
 
 
 @pytest.fixture
