@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Final, Self
 from urllib.parse import urlsplit
@@ -101,7 +101,9 @@ class Settings(BaseSettings):
             raise StartupError(f"{name} is wrong: {reason[:1].lower()}{reason[1:]}") from None
 
     @classmethod
-    def without_effect(cls, environment: Iterable[str]) -> list[str]:
+    def without_effect(cls, environment: Mapping[str, str]) -> list[str]:
         """Return the variables that look like settings and are none: a typing mistake, or another version's."""
         known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields}
+        if environment.get(f"{ENV_PREFIX}HTTP_PORT") == "0":
+            known.add(f"{ENV_PREFIX}HTTP_PORT")  # off is what it is
         return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
