@@ -47,13 +47,15 @@ class RunClient:
         channel.close_callbacks.add(self._lost)
         try:
             self._exchange = await channel.get_exchange(self._names.requests)
-        except ChannelNotFoundEntity:
+            replies = await channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
+            await replies.consume(self._received, no_ack=True)
+        except BaseException as error:
             await self._connection.close()
-            raise BrokerUnavailable(
-                f"RabbitMQ has no exchange {self._names.requests!r}: start a worker, or run teamturn topology apply"
-            ) from None
-        replies = await channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
-        await replies.consume(self._received, no_ack=True)
+            if isinstance(error, ChannelNotFoundEntity):
+                raise BrokerUnavailable(
+                    f"RabbitMQ has no exchange {self._names.requests!r}: start a worker, or run teamturn topology apply"
+                ) from None
+            raise
         return self
 
     async def __aexit__(

@@ -84,11 +84,6 @@ class Settings(BaseSettings):
         """The hard limit on one attempt of a turn."""
         return timedelta(seconds=self.turn_timeout)
 
-    @property
-    def drain_limit(self) -> timedelta:
-        """How long SIGTERM waits for started turns."""
-        return timedelta(seconds=self.drain_timeout)
-
     @classmethod
     def read(cls) -> Self:
         """Read the environment. A wrong variable is a StartupError that names it, without its value."""

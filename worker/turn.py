@@ -51,6 +51,8 @@ from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
 from worker.settings import Settings
 
 _RECORD_AFTER_SECONDS: Final = 0.05
+_LARGEST_REPLY_BYTES: Final = 15 * 2**20
+"""RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 
@@ -80,14 +82,19 @@ class TurnTaker:
     async def _answered(self, received: RequestDelivery) -> bytes | None:
         """Return the answer, stored; or None, if the delivery died while there was none."""
         request, executor = received.request, self._executors.get(received.request.target)
-        tries = outdated = 0
+        tries = 0
         while received.alive:
+            if received.outdated == _MOST_OUTDATED_CLAIMS:
+                # Somebody writes the session all the time, without its lock; each try would cost model calls.
+                raise ClaimOutdated(f"{received.outdated} claims were outdated when they were to be committed")
             try:
                 # A turn slot is held only by who works: not by a session that waits for another worker's lock.
                 async with (
                     self._slots,
                     self._sessions.claimed(request, executor.history_runs if executor else 0) as claimed,
                 ):
+                    if received.delivery.life.ended.is_set():
+                        return None  # given away while it waited for a slot or for its claim
                     return await self._settled(claimed, received, executor)
             except SessionBusyElsewhere:
                 _log.debug("session_busy_elsewhere", tries=tries)
@@ -96,9 +103,7 @@ class TurnTaker:
                 _log.warning("turn_claimed_again", reason=str(error), tries=tries)
             except ClaimOutdated as error:
                 _log.warning("turn_claimed_again", reason=str(error), tries=tries)
-                outdated += 1
-                if outdated == _MOST_OUTDATED_CLAIMS:
-                    raise  # somebody writes the session all the time, without its lock; each try costs model calls
+                received.outdated += 1
             await asyncio.sleep(_BACK_OFF_SECONDS[min(tries, len(_BACK_OFF_SECONDS) - 1)])
             tries += 1
         return None
@@ -123,8 +128,8 @@ class TurnTaker:
 
     async def _refused(self, claimed: ClaimedSession, received: RequestDelivery, refusal: Refuse) -> bytes:
         _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
-        # What is not stored is made again for a redelivery: from the message, not from the clock, where it can be.
-        now = time.time() if refusal.stored else received.delivery.published or time.time()
+        # What is not stored is made again for a redelivery: from the message alone, not from the clock.
+        now = time.time() if refusal.stored else received.delivery.published or 0.0
         reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
         body = body_of(reply)
         if refusal.stored:
@@ -149,7 +154,9 @@ class TurnTaker:
             _log.error("result_refused_by_postgres", reason=str(error))
             turn = new_turn(request, claim.session, claim.history, attempt=number)
             unstorable = failed(InvalidResult("the result can't be stored"))
-            reply, body = await self._committed(claimed, executor, turn, unstorable, timing)
+            reply = finished(request, turn, unstorable, number=None, timing=timing)
+            body = body_of(reply)
+            await claimed.keep_answer(reply, body)
         _log.info(
             "turn_finished",
             target=str(request.target),
@@ -165,6 +172,11 @@ class TurnTaker:
     ) -> tuple[RunReply, bytes]:
         reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
         body = body_of(reply)
+        if len(body) > _LARGEST_REPLY_BYTES:
+            outcome = failed(InvalidResult(f"the reply has {len(body)} bytes; the limit is {_LARGEST_REPLY_BYTES}"))
+            turn.member_runs.clear()
+            reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
+            body = body_of(reply)
         left = FinishedTurn(
             name=executor.name,
             model_name=executor.model_name,
@@ -174,7 +186,7 @@ class TurnTaker:
         try:
             await claimed.commit(reply, body, left)
         except SessionDeleted as error:
-            reply = finished(claimed.request, turn, failed(error), number=claimed.next_turn, timing=timing)
+            reply = finished(claimed.request, turn, failed(error), number=None, timing=timing)
             body = body_of(reply)
             await claimed.keep_answer(reply, body)
         return reply, body

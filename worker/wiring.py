@@ -18,7 +18,7 @@ from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
-from worker.intake.topology import Topology, apply
+from worker.intake.topology import Topology, apply, check_partitions
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
 from worker.sessions.database import application_name, connect
@@ -71,13 +71,15 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     await _prepare(settings, topology, migrating=migrating)
     async with AsyncExitStack() as stack:
         sessions = SessionStore(settings.postgres_url, settings.db_schema)
-        replies = Publisher(settings.amqp_url, topology, name=application_name("replies"))
+        results = Publisher(settings.amqp_url, topology, name=application_name("results"))
+        # Apart from the results: an address that a producer made up can make the broker close the connection.
+        addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
         forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
         forwarder = Forwarder(forwarding, topology)
         taker = TurnTaker(
             sessions,
             executors,
-            ReplyPublisher(replies, topology, ReplyAddresses(settings.prefix, settings.reply_to_pattern)),
+            ReplyPublisher(results, addressed, topology, ReplyAddresses(settings.prefix, settings.reply_to_pattern)),
             settings,
         )
         mailboxes = Mailboxes(taker.take, forwarder.bury)
@@ -92,7 +94,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             name=application_name("intake"),
         )
         await _as_startup(sessions.open())
-        for publisher in (replies, forwarding):
+        for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
             stack.push_async_callback(publisher.close)
         background = tuple(
@@ -114,11 +116,14 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         if migrating:
             await migrate(database, settings.db_schema)
         await require_current(database, settings.db_schema)
-        await agree(database, settings)
+        first_start = await agree(database, settings)
     finally:
         await database.close()
     broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
     try:
+        if first_start:
+            # Postgres is new to the prefix, RabbitMQ may not be.
+            await check_partitions(broker.amqp, topology)
         await apply(broker.amqp, topology)
     finally:
         await broker.close()

@@ -111,33 +111,31 @@ begin
 end;
 $$;
 
+-- What other programs leave where an object or a count should be (null, an array, 1.5) must not fail a commit.
+create function object_of(found jsonb) returns jsonb
+language sql immutable
+return case jsonb_typeof(found) when 'object' then found else '{}' end;
+
+create function count_of(found jsonb) returns numeric
+language sql immutable
+return case jsonb_typeof(found) when 'number' then trunc(found::numeric) else 0 end;
+
 -- A session's data after a turn: the keys that a turn owns are merged into what is there, so that a name or
 -- another program's key survives. `state` null: the state stays as it is.
 create function merge_session_data(stored jsonb, state jsonb, tokens jsonb) returns jsonb
 language sql immutable
 as $$
     select base.data
-        || jsonb_build_object('session_state', coalesce(state, base.data -> 'session_state', '{}'))
+        || jsonb_build_object('session_state', coalesce(state, object_of(base.data -> 'session_state')))
         || jsonb_build_object(
             'session_metrics',
-            metrics.stored || jsonb_build_object(
-                'input_tokens',
-                coalesce((metrics.stored ->> 'input_tokens')::bigint, 0) + (tokens ->> 'input_tokens')::bigint,
-                'output_tokens',
-                coalesce((metrics.stored ->> 'output_tokens')::bigint, 0) + (tokens ->> 'output_tokens')::bigint,
-                'total_tokens',
-                coalesce((metrics.stored ->> 'total_tokens')::bigint, 0) + (tokens ->> 'total_tokens')::bigint
+            '{"details": {}}' || metrics.stored || (
+                select jsonb_object_agg(name, count_of(metrics.stored -> name) + count_of(tokens -> name))
+                from unnest(array['input_tokens', 'output_tokens', 'total_tokens']) as name
             )
         )
-    from (
-        select case jsonb_typeof(stored) when 'object' then stored else '{}' end as data
-    ) as base,
-    lateral (
-        select case jsonb_typeof(base.data -> 'session_metrics')
-            when 'object' then base.data -> 'session_metrics'
-            else '{"details": {}}'
-        end as stored
-    ) as metrics;
+    from (select object_of(stored) as data) as base,
+    lateral (select object_of(base.data -> 'session_metrics') as stored) as metrics;
 $$;
 
 -- Commits finished turns, each of another session whose lock this connection holds: the session row merged, the
@@ -167,13 +165,13 @@ begin
         update agno_sessions as session
         set session_data = merge_session_data(session.session_data, turn.session_state, turn.tokens),
             metadata = case when turn.metadata = '{}' then session.metadata
-                            else coalesce(session.metadata, '{}') || turn.metadata end,
+                            else object_of(session.metadata) || turn.metadata end,
             agent_data = case when turn.agent_data is null then session.agent_data
-                              else coalesce(session.agent_data, '{}') || turn.agent_data end,
+                              else object_of(session.agent_data) || turn.agent_data end,
             team_data = case when turn.team_data is null then session.team_data
-                             else coalesce(session.team_data, '{}') || turn.team_data end,
+                             else object_of(session.team_data) || turn.team_data end,
             workflow_data = case when turn.workflow_data is null then session.workflow_data
-                                 else coalesce(session.workflow_data, '{}') || turn.workflow_data end,
+                                 else object_of(session.workflow_data) || turn.workflow_data end,
             updated_at = turn.ended,
             turn_seq = session.turn_seq + 1
         from turn

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import asyncpg
 import pytest
@@ -14,7 +15,14 @@ import pytest
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
 from tests.support.waiting import eventually
-from worker.errors import ClaimOutdated, LaneLost, SessionBusyElsewhere, SessionDeleted, StatementRefused
+from worker.errors import (
+    ClaimOutdated,
+    LaneLost,
+    SessionBusyElsewhere,
+    SessionDeleted,
+    StatementRefused,
+    StoreUnavailable,
+)
 from worker.executors.attempt import Outcome, new_turn
 from worker.replies.answers import Timing, body_of, finished
 from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
@@ -234,3 +242,63 @@ async def test_the_update_of_a_session_is_a_hot_one(settings: Settings, database
     await eventually(all_counted)
     updated, hot = await counted()
     assert hot == updated
+
+
+async def test_a_claim_that_failed_leaves_no_lock(settings: Settings, database: asyncpg.Connection) -> None:
+    """A session's lock outlives the rollback of the statement that took it."""
+    async with store_of(settings) as one, store_of(settings) as other:
+        async with database.transaction():
+            await database.execute("lock table agno_runs in access exclusive mode")
+            with pytest.raises(StoreUnavailable):
+                async with one.claimed(request_of("r1"), 3):
+                    pass
+        async with other.claimed(request_of("r1"), 3):
+            pass
+
+
+async def test_a_commit_that_is_turned_down_for_the_moment_is_written_later(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with store_of(settings) as store:
+        await take(store, "r1")
+        async with store.claimed(request_of("r2"), 3) as claimed:
+            async with database.transaction():
+                await database.execute("select from agno_sessions for update")
+                committing = asyncio.create_task(commit(claimed))
+                # lock_timeout has turned it down once when the lane waits for nothing any more.
+                await eventually(partial(_waits_for_a_row, settings), seconds=10)
+                await eventually(partial(_waits_for_no_row, settings), seconds=10)
+            assert (await committing).turn == 2
+
+
+async def _waits_for_a_row(settings: Settings) -> bool:
+    looking = await asyncpg.connect(settings.postgres_url.get_secret_value())
+    try:
+        waiting = await looking.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+    finally:
+        await looking.close()
+    return bool(waiting)
+
+
+async def _waits_for_no_row(settings: Settings) -> bool:
+    return not await _waits_for_a_row(settings)
+
+
+async def test_what_other_programs_left_in_odd_shapes_does_not_fail_a_commit(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with store_of(settings) as store:
+        await take(store, "r1")
+        await database.execute(
+            """update agno_sessions set metadata = 'null', team_data = '[1]', session_data =
+               '{"session_metrics": {"input_tokens": 1.5, "output_tokens": "many", "cost": 2}, "session_state": 7}'"""
+        )
+        assert (await take(store, "r2")).turn == 2
+    row = await database.fetchrow("select * from agno_sessions")
+    assert row is not None
+    assert json.loads(row["metadata"] or "null") in (None, {})
+    assert json.loads(row["team_data"])["name"] == "Echo"
+    metrics = json.loads(row["session_data"])["session_metrics"]
+    assert (metrics["input_tokens"], metrics["output_tokens"], metrics["cost"]) == (1, 0, 2)

@@ -214,3 +214,35 @@ async def _exists(broker: TestBroker, queue: str) -> bool:
     except Exception:  # noqa: BLE001 - whatever the client makes of a missing queue
         return False
     return True
+
+
+async def test_a_panic_in_an_executor_ends_its_own_turn_only(settings: Settings, broker: TestBroker) -> None:
+    class Panic(BaseException):
+        """What a Rust extension raises, past every `except Exception`."""
+
+    @executor("panics")
+    async def panics(turn: Turn) -> JsonValue:
+        if turn.input == "panic":
+            raise Panic
+        return turn.input
+
+    async with worker_of(settings, panics):
+        asked = [await broker.ask("s1", text, team_id="panics") for text in ("panic", "second", "third")]
+        replies = [await broker.reply(run_id) for run_id in asked]
+    assert [reply["status"] for reply in replies] == ["ERROR", "COMPLETED", "COMPLETED"]
+    assert [reply["turn"] for reply in replies] == [1, 2, 3]
+
+
+async def test_a_worker_that_drains_starts_nothing_more(settings: Settings, broker: TestBroker) -> None:
+    gate = Gate()
+    narrow = settings.model_copy(update={"max_concurrent_turns": 1})
+    async with worker_of(narrow, gate.executor) as worker:
+        asked = [await broker.ask(f"s{number}", team_id="gate") for number in range(4)]
+        await eventually(lambda: len(worker.mailboxes) == 4 and len(gate.started) == 1)
+        draining = asyncio.create_task(worker.drain())
+        await eventually(lambda: not worker.consumers.consuming)
+        gate.open.set()
+        await draining
+        assert len(worker.mailboxes) == 0
+    assert len(gate.started) == 1
+    assert set(gate.started) <= set(asked)

@@ -119,3 +119,14 @@ async def test_a_nul_in_an_answer_is_replaced_and_the_rest_is_kept(settings: Set
         reply = await broker.reply(run_id)
     assert reply["status"] == "COMPLETED"
     assert reply["content"] == "a\ufffdb after []"
+
+
+async def test_a_made_up_reply_to_does_not_hold_up_its_session_or_other_replies(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """RabbitMQ 3.10 closes the connection that publishes to such an address."""
+    async with worker_of(settings, echo):
+        made_up = {"run_id": "r1", "session_id": "s1", "team_id": "echo", "input": "hi"}
+        await broker.publish(made_up, reply_to="amq.rabbitmq.reply-to.x.y")
+        after = await broker.ask("s1", "next")
+        assert (await broker.reply(after))["turn"] == 2

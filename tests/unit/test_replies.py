@@ -73,8 +73,16 @@ class _Broker:
         self.doubted = 0
 
     async def publish(
-        self, message: Message, *, exchange: str, routing_key: str, mandatory: bool, wanted: Callable[[], bool]
+        self,
+        message: Message,
+        *,
+        exchange: str,
+        routing_key: str,
+        mandatory: bool,
+        wanted: Callable[[], bool],
+        most_tries: int | None = None,
     ) -> bool:
+        assert (most_tries is None) == (exchange != ""), "only what a producer named is given up"
         if not wanted():
             return False
         if routing_key in self.missing:
@@ -95,9 +103,10 @@ async def _published(
     request: dict[str, Any] | None = None,
     **properties: Any,
 ) -> bool:
-    publisher = ReplyPublisher(cast("Publisher", broker), Topology("teamturn", 4), ReplyAddresses("teamturn", pattern))
+    publisher = cast("Publisher", broker)
+    replies = ReplyPublisher(publisher, publisher, Topology("teamturn", 4), ReplyAddresses("teamturn", pattern))
     delivery = a_delivery(FakeMessage(**properties), life=life)
-    return await publisher.publish(b'{"status": "COMPLETED"}', a_request(**request or {}), delivery)
+    return await replies.publish(b'{"status": "COMPLETED"}', a_request(**request or {}), delivery)
 
 
 async def test_a_reply_is_the_stored_bytes_with_the_contract_s_properties() -> None:

@@ -167,8 +167,7 @@ def test_the_urls_are_not_shown_with_the_settings(monkeypatch: pytest.MonkeyPatc
 
 
 def test_limits_are_times() -> None:
-    settings = Settings(turn_timeout=1.5, drain_timeout=0)
-    assert (settings.turn_limit, settings.drain_limit) == (timedelta(seconds=1.5), timedelta(0))
+    assert Settings(turn_timeout=1.5).turn_limit == timedelta(seconds=1.5)
 
 
 def test_settings_do_not_change_once_they_are_read() -> None:
@@ -184,5 +183,6 @@ def test_other_variables_are_other_programs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_variable_that_looks_like_a_setting_and_is_none_can_be_told() -> None:
-    names = ["TEAMTURN_PREFFIX", "TEAMTURN_PREFIX", "PREFFIX", "TEAMTURN_HTTP_PORT"]
-    assert Settings.without_effect(names) == ["TEAMTURN_HTTP_PORT", "TEAMTURN_PREFFIX"]
+    environment = dict.fromkeys(["TEAMTURN_PREFFIX", "TEAMTURN_PREFIX", "PREFFIX", "TEAMTURN_HTTP_PORT"], "8080")
+    assert Settings.without_effect(environment) == ["TEAMTURN_HTTP_PORT", "TEAMTURN_PREFFIX"]
+    assert Settings.without_effect({"TEAMTURN_HTTP_PORT": "0"}) == [], "off is what it is"

@@ -52,12 +52,13 @@ def ask(
     }
     asked = {name: value for name, value in (asked | {"user_id": user}).items() if value is not None}
     if continued:
-        asked = _last_session() | asked
+        last = _last_session()
+        if any(target in asked for target in ("team_id", "agent_id", "workflow_id")):
+            last = {name: last[name] for name in ("session_id", "user_id") if name in last}
+        asked = last | asked
     run_id = str(uuid.uuid4())
     try:
-        request = RunRequest.model_validate(
-            {"session_id": f"ask-{run_id[:8]}", "run_id": run_id, "input": text} | asked
-        )
+        request = RunRequest.model_validate({"session_id": f"ask-{run_id}", "run_id": run_id, "input": text} | asked)
     except ValidationError as error:
         raise StartupError(_mistake(error)) from None
     # Before the answer is there: who does not wait for it can go on with the session all the same.
@@ -93,7 +94,7 @@ def _footer(reply: RunReply) -> str:
     if reply.turn is not None:
         parts.append(f"turn {reply.turn}")
     if reply.error is not None:
-        parts.append(f"{reply.error.code.value}: {reply.error.message}")
+        parts.append(f"{reply.error.code.value}: {printable(reply.error.message)}")
     return " · ".join(parts)
 
 
@@ -115,7 +116,6 @@ def _remember(request: RunRequest) -> None:
 
 def _last_session() -> dict[str, Any]:
     try:
-        kept = json.loads(_last_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(_last_file().read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise StartupError("there is no session to continue yet; ask without --continue first") from None
-    return dict(kept)

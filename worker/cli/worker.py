@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from typing import Annotated
+import threading
+from typing import Annotated, Final
 
 import structlog
 import typer
@@ -15,6 +15,8 @@ from worker.executors.registry import Executors, load_executors
 from worker.operations.logging import configure_logging
 from worker.settings import Settings
 from worker.wiring import running_worker
+
+_LAST_RESORT_SECONDS: Final = 3.0
 
 _log = structlog.get_logger()
 
@@ -56,6 +58,17 @@ async def _work(settings: Settings, executors: Executors, *, migrating: bool) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    code = 1
+    try:
+        await _work_until(told_to_stop, settings, executors, migrating=migrating)
+        code = 0
+    finally:
+        _end_within(_LAST_RESORT_SECONDS, code)
+
+
+async def _work_until(
+    told_to_stop: asyncio.Event, settings: Settings, executors: Executors, *, migrating: bool
+) -> None:
     async with running_worker(settings, executors, migrating=migrating) as running:
         _log.info("worker_started", targets=[str(target) for target in executors], prefix=settings.prefix)
         stopping = asyncio.create_task(told_to_stop.wait())
@@ -67,12 +80,13 @@ async def _work(settings: Settings, executors: Executors, *, migrating: bool) ->
         failing.cancel()
         await running.drain()
     _log.info("worker_stopped")
-    _leave_the_stuck_behind()
 
 
-def _leave_the_stuck_behind() -> None:
-    """End the process at once if users' code ignores its cancellation: asyncio would wait for it for ever."""
-    stuck = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-    if stuck and any(task.cancelling() for task in stuck):
-        sys.stderr.flush()
-        os._exit(0)
+def _end_within(seconds: float, code: int) -> None:
+    """End the process after some seconds whatever goes on in it.
+
+    Users' code that ignores its cancellation, or sits in a thread, would keep asyncio and Python from ending.
+    """
+    last_resort = threading.Timer(seconds, os._exit, [code])
+    last_resort.daemon = True
+    last_resort.start()

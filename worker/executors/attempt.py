@@ -104,9 +104,12 @@ async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnF
 async def _run(executor: Executor, turn: Turn) -> JsonValue:
     try:
         return await executor.run(turn)
-    except SystemExit as error:
-        # Out of a task, asyncio would carry it on through the event loop, and end the worker.
-        raise ExecutorFailed(f"{executor.target} raised SystemExit") from error
+    except (Exception, asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        # sys.exit() would be carried on through the event loop, and end the worker; a panic of a Rust extension
+        # would pass every `except Exception`.
+        raise ExecutorFailed(f"{executor.target} raised {type(error).__name__}") from error
 
 
 async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late: TurnFailed) -> JsonValue:

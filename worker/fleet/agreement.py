@@ -9,8 +9,8 @@ from worker.errors import StartupError
 from worker.settings import Settings
 
 
-async def agree(connection: asyncpg.Connection, settings: Settings) -> None:
-    """Record PARTITIONS and PREFETCH for the prefix, or compare them with what is recorded.
+async def agree(connection: asyncpg.Connection, settings: Settings) -> bool:
+    """Record PARTITIONS and PREFETCH for the prefix (True), or compare them with what is recorded (False).
 
     With other partitions a session would have two queues; with another prefetch, deliveries that are returned come
     back out of order (measured: prefetch 10, then 4: 4 … 9, 0 … 3). Raises StartupError.
@@ -25,3 +25,4 @@ async def agree(connection: asyncpg.Connection, settings: Settings) -> None:
                 f"TEAMTURN_{name.upper()} is {mine} here and {recorded} for the other workers of prefix "
                 f"{settings.prefix!r}: set it to {recorded}"
             )
+    return record is not None and bool(record["is_new"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,16 @@ class ChannelLife:
     """Whether a channel's deliveries can still be acknowledged. It ends once, before the channel is closed."""
 
     def __init__(self) -> None:
-        self.alive = True
+        self.ended = asyncio.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self.ended.is_set()
 
     def end(self) -> None:
-        """Say that the broker takes, or has taken, everything unacknowledged back."""
-        self.alive = False
+        """Say that the broker takes, or has taken, everything unacknowledged back; the channel is closed for it."""
+        self.ended.set()
 
 
 @dataclass(slots=True)
@@ -85,6 +91,8 @@ class RequestDelivery:
 
     delivery: Delivery
     request: RunRequest
+    outdated: int = 0
+    """How many of its claims were outdated when they were to be committed."""
     attempts: int = 0
     """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
 

@@ -105,7 +105,8 @@ class Forwarder:
                 if await self._published(copy, exchange, routing_key, delivery):
                     await delivery.ack()
             except Exception:  # noqa: BLE001 - one copy that can't be sent must not hold up all the others
-                _log.exception("message_not_passed_on", queue=delivery.source, consequence="it stays unacknowledged")
+                _log.exception("message_not_passed_on", queue=delivery.source, consequence="it is delivered again")
+                delivery.life.end()
 
     async def _published(self, copy: Message, exchange: str, routing_key: str, delivery: Delivery) -> bool:
         while True:

@@ -89,7 +89,7 @@ class Mailboxes:
         for seconds in _RETRY_SECONDS:
             try:
                 await self._take(delivery)
-            except (Exception, asyncio.CancelledError):
+            except BaseException:
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise  # the worker stops

@@ -7,6 +7,7 @@ ours, and knows nothing of the deliveries that died with the channel.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -22,6 +23,7 @@ from worker.intake.topology import Topology, apply
 
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _DECLARE_SECONDS: Final = 5.0
+_STEADY_SECONDS: Final = 5.0
 
 _log = structlog.get_logger()
 
@@ -75,19 +77,23 @@ class Consumers:
                 tries += 1
                 continue
             self.connections += 1
+            since = time.monotonic()
             try:
                 await self._consume_all(connection, queues)
-                tries = 0
             finally:
                 self._end_all()
                 await connection.close()
+            tries = 0 if time.monotonic() - since > _STEADY_SECONDS else tries + 1
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
 
     async def _consume_all(self, connection: BrokerConnection, queues: Sequence[str]) -> None:
         """Consume over one connection until it is lost."""
         lost = asyncio.create_task(connection.lost.wait())
         consumers = [asyncio.create_task(self._keep_consuming(connection, queue)) for queue in queues]
         try:
-            await asyncio.wait([lost, *consumers], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([lost, *consumers], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
             _log.warning("broker_connection_lost", consequence="unfinished requests are delivered again")
         finally:
             # The deliveries die first: nobody may answer what the broker is about to give away.
@@ -114,9 +120,8 @@ class Consumers:
     async def _consume(self, connection: BrokerConnection, queue: str) -> None:
         """Consume one queue over one channel, until the channel or its consumer is gone."""
         life = ChannelLife()
-        gone = asyncio.Event()
         channel = connection.amqp.channel(publisher_confirms=False)
-        channel.close_callbacks.add(lambda *_: gone.set())
+        channel.close_callbacks.add(lambda *_: life.end())
 
         async def on_message(message: AbstractIncomingMessage) -> None:
             # It awaits nothing: the tasks that aio-pika makes of it keep the order of the deliveries.
@@ -127,7 +132,7 @@ class Consumers:
             await channel.initialize(timeout=_DECLARE_SECONDS)
             underlay = await channel.get_underlay_channel()
             # Deleted queue, moved leader, acknowledgement time-out on 4.3: the broker cancels the consumer alone.
-            underlay.on_consumer_cancel_callbacks.add(lambda _: gone.set())
+            underlay.on_consumer_cancel_callbacks.add(lambda _: life.end())
             await channel.set_qos(prefetch_count=self._prefetch, timeout=_DECLARE_SECONDS)
             self._lives.add(life)
             consumed = await channel.get_queue(queue, ensure=False)
@@ -135,7 +140,7 @@ class Consumers:
             self._active.add(queue)
             if self._active == self._wanted:
                 _log.info("worker_consuming", queues=len(self._active))
-            await gone.wait()
+            await life.ended.wait()
             _log.warning("channel_lost", queue=queue)
         finally:
             self._active.discard(queue)

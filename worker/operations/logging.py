@@ -18,18 +18,16 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import structlog
 from structlog.typing import EventDict, Processor
 
-from worker.settings import ENV_PREFIX
-
 _SECRET_VARIABLE: Final = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
 
 def secrets_in(environment: Mapping[str, str]) -> frozenset[str]:
-    """Return what must never be seen: passwords in TEAMTURN_*_URL, and every *_KEY, *_TOKEN, *_SECRET, *_PASSWORD."""
+    """Return what must never be seen: each *_KEY, *_TOKEN, *_SECRET, *_PASSWORD; each password in a *_URL or *_DSN."""
     found = {value for name, value in environment.items() if _SECRET_VARIABLE.search(name)}
     for name, value in environment.items():
-        if name.startswith(ENV_PREFIX) and name.endswith("_URL"):
+        if name.endswith(("_URL", "_DSN")):
             found |= _passwords_in(value)
     return frozenset(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 

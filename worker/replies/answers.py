@@ -32,7 +32,7 @@ def rejected(request: RunRequest, code: ErrorCode, message: str, *, now: float, 
     )
 
 
-def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int, timing: Timing) -> RunReply:
+def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int | None, timing: Timing) -> RunReply:
     """Return the reply to a request whose turn was taken, well or not."""
     error = outcome.error
     usage = turn.usage

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Final
+from weakref import WeakValueDictionary
 
 import structlog
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel
-from aio_pika.exceptions import DeliveryError, PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 from pydantic import SecretStr
 
 from worker.broker import BROKER_ERRORS, BrokerConnection, connect
@@ -38,6 +39,7 @@ class Publisher:
         self._channel: AbstractChannel | None = None
         self._opening = asyncio.Lock()
         self._doubtful = False
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Connect. Raises StartupError or BrokerUnavailable."""
@@ -56,31 +58,46 @@ class Publisher:
         routing_key: str,
         mandatory: bool,
         wanted: Callable[[], bool],
+        most_tries: int | None = None,
     ) -> bool:
         """Publish until the broker confirms it (True), or until it is no longer wanted (False).
 
-        Raises Unroutable if it is mandatory and no queue takes it. A lost confirm is repeated, so that a
-        consumer can see the message twice; it can't be lost.
+        Raises Unroutable if it is mandatory and no queue takes it, or if `most_tries` have failed. A lost confirm is
+        repeated, so that a consumer can see the message twice; it can't be lost.
         """
         tries = 0
-        while wanted():
-            try:
-                channel = await self._ready_channel()
-                target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
-                await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
-            except PublishError:
-                raise Unroutable(f"no queue takes {routing_key!r} from {exchange!r}") from None
-            except (BrokerUnavailable, StartupError, DeliveryError, *BROKER_ERRORS) as error:
-                self._doubtful = True
-                if tries % 10 == 0:
-                    _log.warning("publish_retried", exchange=exchange, reason=f"{type(error).__name__}: {error}"[:300])
-                if isinstance(error, TimeoutError):
-                    await self.close()
-                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
-                tries += 1
-            else:
-                return True
+        # The client tells returned messages apart by their message_id alone.
+        async with self._turns.setdefault(message.message_id or "", asyncio.Lock()):
+            while wanted():
+                try:
+                    await self._publish_once(message, exchange, routing_key, mandatory=mandatory)
+                except PublishError:
+                    raise Unroutable(f"no queue takes {routing_key!r} from {exchange!r}") from None
+                except (BrokerUnavailable, StartupError, DeliveryError, *BROKER_ERRORS) as error:
+                    tries += 1
+                    if tries == most_tries:
+                        raise Unroutable(f"{routing_key!r} from {exchange!r}: {type(error).__name__}") from error
+                    if tries % 10 == 1:
+                        reason = f"{type(error).__name__}: {error}"[:300]
+                        _log.warning("publish_retried", exchange=exchange, reason=reason)
+                    await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS)) - 1])
+                else:
+                    return True
         return False
+
+    async def _publish_once(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> None:
+        channel = await self._ready_channel()
+        used = self._connection
+        try:
+            target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+            await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
+        except ChannelNotFoundEntity:
+            self._doubtful = True
+            raise
+        except TimeoutError:
+            if used is not None:
+                await used.close()
+            raise
 
     def doubt(self) -> None:
         """Make the prefix's exchanges and queues again before the next message: one of them is missing."""

@@ -17,6 +17,7 @@ from worker.replies.publisher import Publisher, Unroutable
 
 _DIRECT: Final = "amq.rabbitmq.reply-to."
 _SERVER_NAMED: Final = "amq.gen-"
+_MOST_ADDRESSED_TRIES: Final = 3
 _UNROUTABLE_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
@@ -41,8 +42,10 @@ class ReplyAddresses:
 class ReplyPublisher:
     """Publishes stored replies, with a publisher confirm."""
 
-    def __init__(self, publisher: Publisher, topology: Topology, addresses: ReplyAddresses) -> None:
-        self._publisher = publisher
+    def __init__(self, results: Publisher, addressed: Publisher, topology: Topology, addresses: ReplyAddresses) -> None:
+        """`addressed` publishes to what producers name in reply_to, `results` to the results."""
+        self._results = results
+        self._addressed = addressed
         self._topology = topology
         self._addresses = addresses
 
@@ -60,16 +63,18 @@ class ReplyPublisher:
         reply_to = delivery.message.reply_to
         if reply_to and self._addresses.allowed(reply_to):
             try:
-                return await self._publisher.publish(
+                return await self._addressed.publish(
                     message,
                     exchange="",
                     routing_key=reply_to,
                     # RabbitMQ returns a mandatory direct reply as unroutable even when its requester is there.
                     mandatory=not reply_to.startswith(_DIRECT),
                     wanted=lambda: delivery.alive,
+                    # RabbitMQ 3.10 closes the connection for some made-up direct addresses.
+                    most_tries=_MOST_ADDRESSED_TRIES,
                 )
             except Unroutable:
-                _log.info("reply_to_gone", reply_to=reply_to)
+                _log.info("reply_to_gone", reply_to=reply_to, consequence="the reply goes to the results")
         elif reply_to:
             _log.warning("reply_to_not_allowed", reply_to=reply_to[:255])
         return await self._to_results(message, request, delivery)
@@ -77,7 +82,7 @@ class ReplyPublisher:
     async def _to_results(self, message: Message, request: RunRequest, delivery: Delivery) -> bool:
         while True:
             try:
-                return await self._publisher.publish(
+                return await self._results.publish(
                     message,
                     exchange=self._topology.results,
                     # A routing key has 255 bytes, of which the kind takes a few: the id is cut, never the message.
@@ -87,5 +92,5 @@ class ReplyPublisher:
                 )
             except Unroutable:
                 _log.error("results_queue_missing", queue=self._topology.results, action="declaring it again")
-                self._publisher.doubt()
+                self._results.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)

@@ -30,6 +30,11 @@ _TRY_AGAIN: Final = (
 )
 
 
+_ROW_AT_FAULT: Final = frozenset({"22", "23", "54"})
+"""Classes of SQLSTATE: data exception, integrity constraint, program limit. All others are the database's state,
+which an operator mends (a revoked grant, a missing table, a broken disk) while requests wait."""
+
+
 async def connect(url: SecretStr, schema: str, *, application: str, lane: bool = False) -> asyncpg.Connection:
     """Open a connection whose unqualified names are the schema's.
 
@@ -84,9 +89,9 @@ def translated(error: Exception) -> Exception:
     if isinstance(error, asyncpg.UniqueViolationError):
         # The run_id was taken between claim and commit, in another session.
         return ClaimOutdated(_reason(error))
-    if isinstance(error, _TRY_AGAIN):
-        return StoreUnavailable(_reason(error))
-    return StatementRefused(_reason(error))
+    if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _ROW_AT_FAULT:
+        return StatementRefused(_reason(error))
+    return StoreUnavailable(_reason(error))
 
 
 def application_name(role: str) -> str:

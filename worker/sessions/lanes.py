@@ -21,7 +21,7 @@ import structlog
 from pydantic import SecretStr
 
 import sql
-from worker.errors import LaneLost, StoreUnavailable
+from worker.errors import LaneLost, StatementRefused, StoreUnavailable
 from worker.sessions.database import application_name, connect, translated
 
 _PING_SECONDS: Final = 3.0
@@ -47,6 +47,8 @@ class Statement(Generic[Row, Result]):
     """The statement's arguments for some rows."""
     results: Callable[[Sequence[Row], Sequence[asyncpg.Record]], Sequence[Result | Exception]]
     """What each row gets, in the rows' order; an exception is raised where the row was submitted."""
+    undo: Callable[[Sequence[Row]], tuple[str, Sequence[Any]]] | None = None
+    """The statement, with its arguments, that takes back what is left of a failed one: a lock outlives a rollback."""
     droppable: bool = False
     """Whether a row need not be run any more once its caller is cancelled."""
 
@@ -136,6 +138,7 @@ class LaneConnection:
         except LaneLost:
             raise  # every row that is under way is told when the connection is given up
         except Exception as error:  # noqa: BLE001 - each row must get its answer
+            await self._undo(statement, rows)
             if len(batch) == 1:
                 _settle(batch, [error])
                 return
@@ -146,12 +149,25 @@ class LaneConnection:
         try:
             results = statement.results(rows, records)
         except Exception as error:  # noqa: BLE001 - what can't be read is its callers' trouble, not the lane's
+            await self._undo(statement, rows)
             results = [error] * len(batch)
         _settle(batch, results)
+
+    async def _undo(self, statement: Statement[Any, Any], rows: Sequence[Any]) -> None:
+        if statement.undo is None:
+            return
+        text, arguments = statement.undo(rows)
+        try:
+            await self._fetch(text, *arguments)
+        except Exception as error:
+            # What can't be taken back goes with the connection.
+            raise LaneLost(f"a failed {statement.name} could not be undone: {error}") from error
 
     async def _fetch(self, text: str, *arguments: Any) -> list[asyncpg.Record]:  # noqa: ANN401 - as asyncpg
         try:
             return await self.connection.fetch(text, *arguments, timeout=_STATEMENT_SECONDS)
+        except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
+            raise StatementRefused(type(error).__name__) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
             if self.connection.is_closed() or isinstance(error, OSError | asyncpg.InterfaceError):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error

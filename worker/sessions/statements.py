@@ -155,7 +155,12 @@ def _by_run_id(run_ids: Sequence[str], records: Sequence[asyncpg.Record]) -> Seq
 
 
 CLAIM: Final = Statement[ClaimRow, Claim](
-    name="claim", text=sql.CLAIM_TURNS, arguments=_claim_arguments, results=_claims, droppable=True
+    name="claim",
+    text=sql.CLAIM_TURNS,
+    arguments=_claim_arguments,
+    results=_claims,
+    undo=lambda rows: (sql.UNLOCK_SESSIONS, [[row.session_id for row in rows]]),
+    droppable=True,
 )
 COMMIT: Final = Statement[CommitRow, CommitOutcome](
     name="commit", text=sql.COMMIT_TURNS, arguments=_commit_arguments, results=_outcomes

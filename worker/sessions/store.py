@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import structlog
 from pydantic import JsonValue, SecretStr
 
 from schemas.replies import RunReply
@@ -21,6 +22,12 @@ from worker.sessions.claim import Claim
 from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.statements import ClaimRow, CommitOutcome, CommitRow, ReceiptRow
 from worker.sessions.stored_runs import member_run_data, run_data, target_data
+
+_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger()
 
 LANES: Final = 2
 """More lanes made it slower: 2,740 turns/s with one or two, 2,130 with four (measured, 16 partitions)."""
@@ -69,7 +76,7 @@ class ClaimedSession:
             receipt=self._receipt(reply),
             reply=body,
         )
-        outcome = await self._lane.submit(statements.COMMIT, row)
+        outcome = await _persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
             raise SessionDeleted("the session was deleted while the turn ran; nothing was stored")
         if outcome is CommitOutcome.STALE:
@@ -77,7 +84,8 @@ class ClaimedSession:
 
     async def keep_answer(self, reply: RunReply, body: bytes) -> None:
         """Store an answer without a run: of a refusal that depended on the moment, or for a deleted session."""
-        await self._lane.submit(statements.STORE_RECEIPT, ReceiptRow(receipt=self._receipt(reply), reply=body))
+        row = ReceiptRow(receipt=self._receipt(reply), reply=body)
+        await _persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
 
     def _session(self, reply: RunReply, turn: FinishedTurn) -> dict[str, Any]:
         request, target = self.request, self.request.target
@@ -166,6 +174,23 @@ class SessionStore:
     async def _unlock(self, lane: LaneConnection, session_id: str) -> None:
         try:
             await lane.submit(statements.UNLOCK, session_id)
-        except StoreUnavailable as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is
             # A lock that can't be given back would keep the session from every other worker.
             lane.abandon(f"an unlock failed: {error}")
+
+
+async def _persistently(write: Callable[[], Awaitable[_T]]) -> _T:
+    """Write until Postgres takes it, as long as the lane lives: what was refused for the moment was rolled back.
+
+    The lock is still held, and the turn need not be taken again: its model calls are paid for.
+    """
+    tries = 0
+    while True:
+        try:
+            return await write()
+        except LaneLost:
+            raise
+        except StoreUnavailable as error:
+            _log.warning("write_retried", reason=str(error), tries=tries)
+            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            tries += 1
