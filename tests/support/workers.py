@@ -45,41 +45,28 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
     }
 
 
+_CONSOLE_SCRIPT = "import sys; sys.argv[0] = 'teamturn'; from teamturn import main; sys.exit(main())"
+
+
 async def run_command(
     *arguments: str, environment: Mapping[str, str], cwd: Path = ROOT, seconds: float = 60
 ) -> tuple[int, str, str]:
     """Run `teamturn …` as a process; return its exit code, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "worker",
-        *arguments,
-        env=dict(environment),
-        cwd=cwd,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(seconds):
-            out, err = await process.communicate()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise
-    return process.returncode or 0, out.decode(), err.decode()
+    return await _run_python("-m", "worker", *arguments, environment=environment, cwd=cwd, seconds=seconds)
 
 
 async def run_console_script(
     *arguments: str, environment: Mapping[str, str], cwd: Path = ROOT, seconds: float = 60
 ) -> tuple[int, str, str]:
     """Run `teamturn …` as its console script does, the working directory not on the path; return as `run_command`."""
+    words = ("-P", "-c", _CONSOLE_SCRIPT, *arguments)
+    return await _run_python(*words, environment=environment, cwd=cwd, seconds=seconds)
+
+
+async def _run_python(*words: str, environment: Mapping[str, str], cwd: Path, seconds: float) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-P",
-        "-c",
-        "import sys; sys.argv[0] = 'teamturn'; from teamturn import main; sys.exit(main())",
-        *arguments,
+        *words,
         env=dict(environment),
         cwd=cwd,
         stdin=asyncio.subprocess.DEVNULL,
