@@ -83,6 +83,14 @@ class Topology:
         """Return the name of a request queue."""
         return f"{self.prefix}.requests.{number}"
 
+    def request_queue(self, number: int, bindings: tuple[tuple[str, str], ...] = ()) -> Queue:
+        """Return one request queue."""
+        return Queue(self.partition(number), self._ordered(), bindings)
+
+    def _ordered(self) -> dict[str, Any]:
+        to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead}
+        return _QUORUM | {"x-single-active-consumer": True} | to_dead
+
     def exchanges(self) -> tuple[Exchange, ...]:
         """Return every exchange, in the order in which they can be declared."""
         return (
@@ -95,16 +103,14 @@ class Topology:
 
     def queues(self) -> tuple[Queue, ...]:
         """Return every queue with its bindings."""
-        to_dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": self.dead}
-        ordered = _QUORUM | {"x-single-active-consumer": True} | to_dead
         slots: dict[int, list[tuple[str, str]]] = {number: [] for number in range(self.partitions)}
         for slot in SLOTS:
             slots[partition_of(slot, self.partitions)].append((self.requests, slot))
         return (
             Queue(self.dead, dict(_QUORUM)),
             # The last one first: where the first one is, all are, however this was interrupted.
-            *(Queue(self.partition(number), ordered, tuple(slots[number])) for number in reversed(slots)),
-            Queue(self.unrouted, ordered, ((self.unrouted, ""),)),
+            *(self.request_queue(number, tuple(slots[number])) for number in reversed(slots)),
+            Queue(self.unrouted, self._ordered(), ((self.unrouted, ""),)),
             Queue(self.results, dict(_QUORUM), ((self.results, "#"),)),
             Queue(self.control, dict(_QUORUM), ((self.control, ""),)),
         )
@@ -134,7 +140,7 @@ async def check_partitions(connection: AbstractConnection, topology: Topology) -
     this is for who has only the broker.
     """
     numbers = range(topology.partitions + 1)
-    there = [number for number in numbers if await _is_there(connection, topology.partition(number))]
+    there = [number for number in numbers if await _is_there(connection, topology.request_queue(number))]
     more = topology.partitions in there
     fewer = 0 < len(there) < topology.partitions and there == list(range(len(there)))
     if more or fewer:
@@ -145,10 +151,12 @@ async def check_partitions(connection: AbstractConnection, topology: Topology) -
         )
 
 
-async def _is_there(connection: AbstractConnection, queue: str) -> bool:
+async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
     channel = await connection.channel()
     try:
-        await channel.declare_queue(queue, passive=True)
+        await _existing_queue(queue, channel)
+        # It is there; a queue of another kind is that mistake and not one about the number of queues.
+        await _declared(f"queue {queue.name!r}", _queue(queue, channel))
     except ChannelNotFoundEntity:
         return False
     finally:
