@@ -1,6 +1,6 @@
 """teamturn: asynchronous workers for LLM teams. These are its public names, and nothing else.
 
-    from teamturn import Team, Turn, executor, RunClient
+    from teamturn import Team, Workflow, Turn, executor, RunClient
 
 They are loaded when they are first used, so that a producer which needs only RunClient imports no model libraries.
 """
@@ -19,16 +19,34 @@ if TYPE_CHECKING:
     from worker.client import RunClient
     from worker.executors.function import executor
     from worker.executors.turn import Turn
+    from worker.team.single_agent import SingleAgent
+    from worker.team.summary import SessionSummary
     from worker.team.team import Team
+    from worker.team.workflow import Step, Workflow
 
-__all__ = ["RunClient", "RunReply", "RunRequest", "Team", "Turn", "executor"]
+__all__ = [
+    "RunClient",
+    "RunReply",
+    "RunRequest",
+    "SessionSummary",
+    "SingleAgent",
+    "Step",
+    "Team",
+    "Turn",
+    "Workflow",
+    "executor",
+]
 
 _HOMES = {
     "RunClient": "worker.client",
     "RunReply": "schemas.replies",
     "RunRequest": "schemas.requests",
+    "SessionSummary": "worker.team.summary",
+    "SingleAgent": "worker.team.single_agent",
+    "Step": "worker.team.workflow",
     "Team": "worker.team.team",
     "Turn": "worker.executors.turn",
+    "Workflow": "worker.team.workflow",
     "executor": "worker.executors.function",
 }
 

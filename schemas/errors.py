@@ -39,11 +39,20 @@ class ErrorCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
 
+    SESSION_TOO_LARGE = "session_too_large"
+    """With the request's `session_state` or `metadata`, the session's would be larger than is kept."""
+
+    # A request that is executed all the same; in the header x-teamturn-code of its reply.
+    REPLY_TO_FORBIDDEN = "reply_to_forbidden"
+    """The queue named in `reply_to` is not one that a reply may go to: the reply went to the results."""
+
     # A run that failed; ERROR, stored.
     TURN_TIMEOUT = "turn_timeout"
     """The turn ran longer than TEAMTURN_TURN_TIMEOUT."""
     EXECUTOR_FAILED = "executor_failed"
     """The team's or executor's own code raised an error."""
+    TOOL_FAILED = "tool_failed"
+    """A tool of the team raised an error."""
     INVALID_RESULT = "invalid_result"
     """An executor returned, or left in the session state, what JSON can't hold."""
     MODEL_ERROR = "model_error"

@@ -59,9 +59,10 @@ class RunReply(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    run_id: str
-    session_id: str
-    session_type: SessionType
+    run_id: str | None
+    """The request's; None, as the next two, only where what was sent was no request and had none."""
+    session_id: str | None
+    session_type: SessionType | None
     team_id: str | None = None
     agent_id: str | None = None
     workflow_id: str | None = None

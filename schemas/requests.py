@@ -66,6 +66,13 @@ InputPart = Annotated[TextPart | BinaryPart, Field(discriminator="type")]
 Input = StrictStr | Annotated[list[InputPart], Field(min_length=1)]
 
 
+def text_of_input(given: Input) -> str:
+    """Return the input's text; of several parts, the text parts, a line each."""
+    if isinstance(given, str):
+        return given
+    return "\n".join(part.text for part in given if isinstance(part, TextPart))
+
+
 def _rfc_3339(value: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
     if not isinstance(value, datetime) and not (isinstance(value, str) and _RFC_3339.fullmatch(value)):
         raise ValueError("a deadline is RFC 3339 text, such as 2030-01-31T12:00:00Z")
@@ -132,9 +139,7 @@ class RunRequest(_Strict):
     @property
     def text(self) -> str:
         """The input's text; of several parts, the text parts, a line each."""
-        if isinstance(self.input, str):
-            return self.input
-        return "\n".join(part.text for part in self.input if isinstance(part, TextPart))
+        return text_of_input(self.input)
 
     def fingerprint(self) -> bytes:
         """Return 32 bytes that are equal when two requests ask for the same.

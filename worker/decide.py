@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from schemas.errors import ErrorCode
 from schemas.ids import Target
 from schemas.requests import OnBusy, RunRequest
+from worker.executors.json_values import MAX_STATE_BYTES, json_text
 from worker.sessions.claim import Claim, Receipt, SessionRow
 
 
@@ -58,7 +59,7 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
-    return _not_supported(request) or _too_late(request, claim)
+    return _not_supported(request) or _too_large(request, claim.session) or _too_late(request, claim)
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
@@ -87,6 +88,18 @@ def _not_supported(request: RunRequest) -> Refuse | None:
         return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
     if request.stream:
         return Refuse(ErrorCode.NOT_SUPPORTED, "stream is not supported yet; ask without it")
+    return None
+
+
+def _too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:
+    """Return a refusal where what the request adds would make the session grow without end, over many requests."""
+    for what, stored, added in (
+        ("state", session.session_state if session else {}, request.session_state),
+        ("metadata", session.metadata if session else {}, request.metadata),
+    ):
+        if added and len(json_text(stored | added)) > MAX_STATE_BYTES:
+            message = f"with the request's, the session's {what} would be larger than {MAX_STATE_BYTES} bytes"
+            return Refuse(ErrorCode.SESSION_TOO_LARGE, message)
     return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from schemas.errors import ErrorCode
+from schemas.requests import RunRequest
 
 
 class StartupError(Exception):
@@ -19,10 +20,12 @@ class StartupError(Exception):
 class RequestRefused(Exception):
     """A request that will not be executed, whoever sends it again."""
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, *, request: RunRequest | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.request = request
+        """The request, where it is one: a reply to it has an address in any case."""
 
 
 class TurnFailed(Exception):
@@ -54,6 +57,12 @@ class ExecutorFailed(TurnFailed):
     """The team's or executor's own code raised an error."""
 
     code = ErrorCode.EXECUTOR_FAILED
+
+
+class ToolFailed(TurnFailed):
+    """A tool of the team raised an error."""
+
+    code = ErrorCode.TOOL_FAILED
 
 
 class InvalidResult(TurnFailed):

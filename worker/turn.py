@@ -6,7 +6,7 @@
     execute   the executor takes the turn
     commit    session row, run rows, receipt with the reply's bytes: one transaction, on the lock's own connection
     reply     exactly the stored bytes, with a publisher confirm
-    ack       the request is done
+    ack       the request is done; a summary of the session, where its team keeps one, is written after that
 
 The unacknowledged request is the outbox: nothing is acknowledged before its reply is confirmed. Whoever holds the
 delivery replies. What a redelivered request finds, when its worker died after
@@ -47,8 +47,10 @@ from worker.executors.turn import Executor, Turn
 from worker.intake.delivery import RequestDelivery
 from worker.replies.answers import Timing, body_of, finished, rejected
 from worker.replies.replies import ReplyPublisher
-from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
+from worker.sessions.store import ClaimedSession, SessionStore
+from worker.sessions.stored_runs import FinishedTurn
 from worker.settings import Settings
+from worker.summaries import Summaries
 
 _RECORD_AFTER_SECONDS: Final = 0.05
 _LARGEST_REPLY_BYTES: Final = 15 * 2**20
@@ -63,9 +65,15 @@ class TurnTaker:
     """Takes requests, one after the other for each session; see the module's docstring."""
 
     def __init__(
-        self, sessions: SessionStore, executors: Executors, replies: ReplyPublisher, settings: Settings
+        self,
+        sessions: SessionStore,
+        executors: Executors,
+        replies: ReplyPublisher,
+        summaries: Summaries,
+        settings: Settings,
     ) -> None:
         self._sessions = sessions
+        self._summaries = summaries
         self._executors = executors
         self._replies = replies
         self._limit = settings.turn_limit
@@ -75,14 +83,16 @@ class TurnTaker:
         """Take one request from delivery to ack."""
         request, delivery = received.request, received.delivery
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
-            body = await self._answered(received)
+            executor = self._executors.get(request.target)
+            body = await self._answered(received, executor)
             if body is not None and await self._replies.publish(body, request, delivery):
                 await delivery.ack()
+            if body is not None and executor is not None and executor.summarizer is not None:
+                self._summaries.want(request.session_id, executor.summarizer)
 
-    async def _answered(self, received: RequestDelivery) -> bytes | None:
+    async def _answered(self, received: RequestDelivery, executor: Executor | None) -> bytes | None:
         """Return the answer, stored; or None, if the delivery died while there was none."""
-        request, executor = received.request, self._executors.get(received.request.target)
-        tries = 0
+        request, tries = received.request, 0
         while received.alive:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
                 # Somebody writes the session all the time, without its lock; each try would cost model calls.
@@ -91,7 +101,11 @@ class TurnTaker:
                 # A turn slot is held only by who works: not by a session that waits for another worker's lock.
                 async with (
                     self._slots,
-                    self._sessions.claimed(request, executor.history_runs if executor else 0) as claimed,
+                    self._sessions.claimed(
+                        request,
+                        executor.history_runs if executor else 0,
+                        summarized=executor is not None and executor.summarizer is not None,
+                    ) as claimed,
                 ):
                     if received.delivery.life.ended.is_set():
                         return None  # given away while it waited for a slot or for its claim
@@ -181,7 +195,10 @@ class TurnTaker:
             name=executor.name,
             model_name=executor.model_name,
             session_state=outcome.session_state,
+            session_name=outcome.session_name,
+            messages=tuple(turn.messages),
             member_runs=tuple(turn.member_runs),
+            step_results=tuple(turn.step_results),
         )
         try:
             await claimed.commit(reply, body, left)

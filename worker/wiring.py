@@ -25,6 +25,7 @@ from worker.sessions.database import application_name, connect
 from worker.sessions.migrations import migrate, require_current
 from worker.sessions.store import SessionStore
 from worker.settings import Settings
+from worker.summaries import Summaries
 from worker.turn import TurnTaker
 
 _log = structlog.get_logger()
@@ -37,6 +38,7 @@ class Worker:
     """A worker that is connected and consumes; it does so until told to drain."""
 
     mailboxes: Mailboxes
+    summaries: Summaries
     consumers: Consumers
     consuming: asyncio.Task[None]
     background: tuple[asyncio.Task[None], ...]
@@ -60,6 +62,7 @@ class Worker:
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout):
                 await self.mailboxes.drained()
+                await self.summaries.drained()
         if len(self.mailboxes):
             _log.warning("worker_drain_timeout", unfinished=len(self.mailboxes), consequence="they run elsewhere")
 
@@ -75,13 +78,16 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         # Apart from the results: an address that a producer made up can make the broker close the connection.
         addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
         forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
-        forwarder = Forwarder(forwarding, topology)
-        taker = TurnTaker(
-            sessions,
-            executors,
-            ReplyPublisher(results, addressed, topology, ReplyAddresses(settings.prefix, settings.reply_to_pattern)),
-            settings,
+        replies = ReplyPublisher(
+            results,
+            addressed,
+            topology,
+            ReplyAddresses(settings.prefix, settings.reply_to_pattern),
+            largest_bytes=settings.max_request_bytes,
         )
+        forwarder = Forwarder(forwarding, topology, replies.answer_refused)
+        summaries = Summaries(sessions)
+        taker = TurnTaker(sessions, executors, replies, summaries, settings)
         mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         queues = [*(topology.partition(number) for number in range(settings.partitions)), topology.unrouted]
@@ -102,9 +108,10 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()))
         )
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
+        stack.push_async_callback(summaries.stop)
         stack.push_async_callback(mailboxes.stop)
         consuming = _owned(stack, asyncio.create_task(consumers.run(queues), name="intake"))
-        yield Worker(mailboxes, consumers, consuming, background, settings)
+        yield Worker(mailboxes, summaries, consumers, consuming, background, settings)
 
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> None:

@@ -25,7 +25,8 @@ from worker.errors import (
 )
 from worker.executors.attempt import Outcome, new_turn
 from worker.replies.answers import Timing, body_of, finished
-from worker.sessions.store import ClaimedSession, FinishedTurn, SessionStore
+from worker.sessions.store import ClaimedSession, SessionStore
+from worker.sessions.stored_runs import FinishedTurn
 from worker.settings import Settings
 
 

@@ -49,6 +49,7 @@ def a_session(**fields: Any) -> SessionRow:
         "session_type": SessionType.TEAM,
         "target_id": "t1",
         "user_id": None,
+        "name": None,
         "session_state": {},
         "metadata": {},
         "summary": None,

@@ -17,9 +17,10 @@ from pydantic_ai.models.test import TestModel
 from schemas.replies import RunStatus
 from tests.unit.examples import a_past_run, a_request, a_turn, agent, team
 from tests.unit.models import member, prompts, responses, says, tasks, text
+from worker.errors import ModelFailed
 from worker.executors.attempt import new_turn
 from worker.executors.turn import MemberRun, Turn
-from worker.team.delegation import members_first
+from worker.team.members import members_first
 from worker.team.team import Team
 
 
@@ -64,9 +65,8 @@ async def test_the_leader_is_told_its_members_and_how_to_give_them_tasks() -> No
     assert "Be brief." in instructions
     assert "- finder: Finds things." in instructions
     assert "- inner: inner" in instructions
-    (tool,) = leader.infos[0].function_tools
-    assert tool.name == "delegate_task"
-    assert tool.parameters_json_schema["required"] == ["member_id", "task"]
+    required = {tool.name: tool.parameters_json_schema["required"] for tool in leader.infos[0].function_tools}
+    assert required == {"delegate_task": ["member_id", "task"], "delegate_to_all": ["task"]}
 
 
 async def test_an_unknown_member_is_told_to_the_leader_who_may_correct_itself() -> None:
@@ -177,7 +177,7 @@ async def test_a_member_that_fails_fails_the_turn_and_is_kept_as_an_error() -> N
 
     turn = a_turn()
     leader = responses(tasks(("broken", "x")), text("done"))
-    with pytest.raises(LookupError):
+    with pytest.raises(ModelFailed):
         await Team("t", leader.model, members=[member("broken", FunctionModel(fails))]).run(turn)
     (run,) = turn.member_runs
     assert (run.status, run.content) == (RunStatus.ERROR, None)

@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 from tests.unit.examples import FakeMessage, a_delivery, everything_that_can_run
 from worker.errors import RequestRefused
 from worker.intake import forwarding
-from worker.intake.delivery import ChannelLife
+from worker.intake.delivery import ChannelLife, Delivery
 from worker.intake.forwarding import PASSED_ON, Forwarder, copy_of
 from worker.intake.topology import Topology
 from worker.replies.publisher import Publisher, Unroutable
@@ -30,6 +30,7 @@ class _Broker:
         self.unroutable = 0
         self.fails_on: bytes | None = None
         self.doubted = 0
+        self.answered: list[tuple[Delivery, RequestRefused]] = []
         self.confirms = asyncio.Event()
         self.confirms.set()
 
@@ -51,10 +52,14 @@ class _Broker:
     def doubt(self) -> None:
         self.doubted += 1
 
+    async def answer(self, delivery: Delivery, refusal: RequestRefused) -> bool:
+        self.answered.append((delivery, refusal))
+        return delivery.alive
+
 
 @asynccontextmanager
 async def _running(broker: _Broker) -> AsyncIterator[Forwarder]:
-    forwarder = Forwarder(cast("Publisher", broker), Topology("teamturn", 4))
+    forwarder = Forwarder(cast("Publisher", broker), Topology("teamturn", 4), broker.answer)
     task = asyncio.create_task(forwarder.run())
     try:
         yield forwarder

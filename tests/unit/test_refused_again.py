@@ -29,6 +29,7 @@ from worker.replies.replies import ReplyPublisher
 from worker.sessions.claim import Claim, Receipt, SessionRow
 from worker.sessions.store import SessionStore
 from worker.settings import Settings
+from worker.summaries import Summaries
 from worker.turn import TurnTaker
 
 
@@ -51,7 +52,7 @@ class _Sessions:
         self._receipts: dict[str, Receipt] = {}
 
     @asynccontextmanager
-    async def claimed(self, request: RunRequest, _: int | None) -> AsyncIterator[_Claimed]:
+    async def claimed(self, request: RunRequest, _: int | None, **_options: bool) -> AsyncIterator[_Claimed]:
         claim = a_claim(session=self._session, receipt=self._receipts.get(request.run_id))
         yield _Claimed(request, claim, self._receipts)
 
@@ -93,7 +94,8 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     sessions, replies = _Sessions(None if session is None else a_session(**session)), _Replies()
     executor = executor_of(_echo)
     executors: Executors = {executor.target: executor}
-    taker = TurnTaker(cast("SessionStore", sessions), executors, cast("ReplyPublisher", replies), Settings())
+    store = cast("SessionStore", sessions)
+    taker = TurnTaker(store, executors, cast("ReplyPublisher", replies), Summaries(store), Settings())
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)

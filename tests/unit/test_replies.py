@@ -104,7 +104,8 @@ async def _published(
     **properties: Any,
 ) -> bool:
     publisher = cast("Publisher", broker)
-    replies = ReplyPublisher(publisher, publisher, Topology("teamturn", 4), ReplyAddresses("teamturn", pattern))
+    addresses = ReplyAddresses("teamturn", pattern)
+    replies = ReplyPublisher(publisher, publisher, Topology("teamturn", 4), addresses, largest_bytes=1_000_000)
     delivery = a_delivery(FakeMessage(**properties), life=life)
     return await replies.publish(b'{"status": "COMPLETED"}', a_request(**request or {}), delivery)
 

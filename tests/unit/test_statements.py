@@ -62,10 +62,10 @@ def _claim(record: dict[str, Any]) -> Claim:
 
 
 def test_the_rows_of_a_claim_are_one_json_array_with_their_positions() -> None:
-    (argument,) = CLAIM.arguments([ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None)])
+    (argument,) = CLAIM.arguments([ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None, summarized=True)])
     assert json.loads(argument) == [
-        {"position": 0, "run_id": "r1", "session_id": "s1", "history_runs": 3},
-        {"position": 1, "run_id": "rö", "session_id": 's"2', "history_runs": None},
+        {"position": 0, "run_id": "r1", "session_id": "s1", "history_runs": 3, "summarized": False},
+        {"position": 1, "run_id": "rö", "session_id": 's"2', "history_runs": None, "summarized": True},
     ]
 
 
@@ -112,7 +112,7 @@ def test_a_session_is_read_with_its_state_and_the_last_runs() -> None:
     assert claim.session is not None
     assert (claim.session.session_type, claim.session.target_id, claim.session.user_id) == ("team", "t1", "u1")
     assert (claim.session.session_state, claim.session.metadata) == ({"a": [1]}, {"channel": "web"})
-    assert (claim.session.summary, claim.session.turn_seq) == ({"summary": "short"}, 3)
+    assert (claim.session.summary, claim.session.turn_seq) == ("short", 3)
     assert [(run.run_id, run.input, run.content) for run in claim.history] == [("p1", "q", "a")]
 
 

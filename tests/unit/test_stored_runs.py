@@ -18,7 +18,7 @@ from worker.executors.attempt import Outcome, failed
 from worker.executors.json_values import as_json
 from worker.executors.turn import MemberRun, Usage
 from worker.replies.answers import Timing, finished
-from worker.sessions.stored_runs import member_run_data, past_run, run_data, target_data
+from worker.sessions.stored_runs import FinishedTurn, member_run_data, past_run, run_data, target_data
 
 _TIMING = Timing(queued=1_900_000_000, started=1_900_000_001, ended=1_900_000_003)
 
@@ -28,7 +28,7 @@ def _stored(content: JsonValue = "Paris", outcome: Outcome | None = None, **fiel
     request, turn = a_request(**fields), a_turn(**fields)
     turn.usage = Usage(input_tokens=100, output_tokens=20, model_requests=1, tool_calls=0)
     reply = finished(request, turn, outcome or Outcome(RunStatus.COMPLETED, content, {}), number=4, timing=_TIMING)
-    stored = run_data(request, reply, name="Capital")
+    stored = run_data(request, reply, FinishedTurn("Capital", None, None))
     return dict(json.loads(json.dumps(stored)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from pydantic import BaseModel
@@ -21,6 +22,7 @@ from worker.executors.attempt import attempt
 from worker.executors.turn import Turn
 from worker.team.team import Team
 
+_team = partial(Team, model_retries=0)
 _SECRET = "sk-hunter2hunter2"
 _BODY = {"error": {"message": f"Incorrect API key provided: {_SECRET}"}}
 
@@ -47,7 +49,7 @@ _HTTP = pytest.mark.parametrize(
 async def test_a_provider_s_error_is_a_model_error_that_says_the_status_and_whether_to_try_again(
     status: int, *, retryable: bool
 ) -> None:
-    error = await _failure(Team("t", failing(ModelHTTPError(status, "told", _BODY))))
+    error = await _failure(_team("t", failing(ModelHTTPError(status, "told", _BODY))))
     assert error.code is ErrorCode.MODEL_ERROR
     assert error.is_retryable is retryable
     assert str(status) in error.message
@@ -57,13 +59,13 @@ async def test_a_provider_s_error_is_a_model_error_that_says_the_status_and_whet
 async def test_so_is_the_error_of_a_member_s_provider(status: int, *, retryable: bool) -> None:
     broken = member("broken", failing(ModelHTTPError(status, "told", _BODY)))
     turn = a_turn()
-    error = await _failure(Team("t", responses(tasks(("broken", "x"))).model, members=[broken]), turn)
+    error = await _failure(_team("t", responses(tasks(("broken", "x"))).model, members=[broken]), turn)
     assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, retryable)
     assert [run.status for run in turn.member_runs] == [RunStatus.ERROR]
 
 
 async def test_a_provider_that_does_not_answer_is_a_model_error_worth_another_try() -> None:
-    error = await _failure(Team("t", failing(ModelAPIError("told", f"Connection error to {_SECRET}"))))
+    error = await _failure(_team("t", failing(ModelAPIError("told", f"Connection error to {_SECRET}"))))
     assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, True)
 
 
@@ -72,18 +74,23 @@ async def test_models_that_stand_in_for_each_other_and_all_fail_are_a_model_erro
     status: int, *, retryable: bool
 ) -> None:
     model = FallbackModel(failing(ModelHTTPError(status, "a", _BODY)), failing(ModelHTTPError(status, "b", _BODY)))
-    error = await _failure(Team("t", model))
+    error = await _failure(_team("t", model))
     assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, retryable)
 
 
 async def test_models_that_stand_in_for_each_other_answer_if_one_does() -> None:
     model = FallbackModel(failing(ModelHTTPError(503, "a", _BODY)), says("Paris"))
-    assert await Team("t", model).run(a_turn()) == "Paris"
+    assert await _team("t", model).run(a_turn()) == "Paris"
 
 
-async def test_a_model_that_behaves_unexpectedly_is_invalid_output() -> None:
-    error = await _failure(Team("t", failing(UnexpectedModelBehavior("odd", _SECRET))))
-    assert (error.code, error.is_retryable) == (ErrorCode.INVALID_OUTPUT, False)
+@pytest.mark.parametrize(
+    ("raised", "retryable"), [(UnexpectedModelBehavior("odd", _SECRET), True), (TypeError(_SECRET), False)], ids=repr
+)
+async def test_an_answer_that_is_none_is_the_model_s_error_and_not_the_team_s(
+    raised: Exception, *, retryable: bool
+) -> None:
+    error = await _failure(_team("t", failing(raised)))
+    assert (error.code, error.is_retryable) == (ErrorCode.MODEL_ERROR, retryable)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +105,13 @@ async def test_a_model_that_behaves_unexpectedly_is_invalid_output() -> None:
 )
 async def test_a_leader_that_keeps_calling_wrongly_is_invalid_output(call: ToolCallPart) -> None:
     leader = Recorded(lambda *_: ModelResponse(parts=[ToolCallPart(call.tool_name, call.args)]))
-    error = await _failure(Team("t", leader.model, members=[member("finder")]))
+    error = await _failure(_team("t", leader.model, members=[member("finder")]))
     assert error.code is ErrorCode.INVALID_OUTPUT
     assert len(leader.asked) > 1, "it was given the chance to correct itself"
 
 
 async def test_a_leader_that_says_nothing_is_invalid_output() -> None:
-    error = await _failure(Team("t", responses(ModelResponse(parts=[])).model))
+    error = await _failure(_team("t", responses(ModelResponse(parts=[])).model))
     assert error.code is ErrorCode.INVALID_OUTPUT
 
 
@@ -113,7 +120,7 @@ async def test_a_member_whose_output_never_validates_is_invalid_output() -> None
         name: str
 
     finder: Agent[Turn, City] = Agent(says("no JSON"), name="finder", deps_type=Turn, output_type=City)
-    error = await _failure(Team("t", responses(tasks(("finder", "x"))).model, members=[finder]))
+    error = await _failure(_team("t", responses(tasks(("finder", "x"))).model, members=[finder]))
     assert error.code is ErrorCode.INVALID_OUTPUT
 
 
@@ -121,24 +128,24 @@ async def test_a_leader_that_never_stops_delegating_reaches_the_usage_limit_and_
     limit = UsageLimits().request_limit
     assert limit is not None
     turn = a_turn()
-    error = await _failure(Team("t", responses(tasks(("finder", "x"))).model, members=[member("finder")]), turn)
+    error = await _failure(_team("t", responses(tasks(("finder", "x"))).model, members=[member("finder")]), turn)
     assert error.code is ErrorCode.USAGE_LIMIT_EXCEEDED
     assert turn.usage.model_requests == limit
     assert turn.usage.input_tokens == 10 * limit
 
 
-async def test_a_tool_that_raises_is_the_executor_s_failure() -> None:
+async def test_a_tool_that_raises_has_a_code_of_its_own() -> None:
     def tool() -> str:
         raise LookupError(_SECRET)
 
     leader = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("done"))
-    error = await _failure(Team("t", leader.model, tools=[Tool(tool)]))
-    assert error.code is ErrorCode.EXECUTOR_FAILED
+    error = await _failure(_team("t", leader.model, tools=[Tool(tool)]))
+    assert (error.code, _SECRET in error.message) == (ErrorCode.TOOL_FAILED, False)
 
 
 async def test_a_team_that_is_stopped_leaves_its_member_s_run_cancelled_and_counts_what_was_spent() -> None:
     turn = a_turn()
-    made = Team("t", responses(tasks(("slow", "x"))).model, members=[member("slow", never_answering())])
+    made = _team("t", responses(tasks(("slow", "x"))).model, members=[member("slow", never_answering())])
     error = await _failure(made, turn, seconds=0.2)
     assert error.code is ErrorCode.TURN_TIMEOUT
     assert [(run.status, run.content) for run in turn.member_runs] == [(RunStatus.CANCELLED, None)]
@@ -150,7 +157,7 @@ async def test_a_member_that_fails_ends_the_turn_and_stops_the_members_beside_it
     broken = member("broken", failing(ModelHTTPError(500, "told", _BODY)))
     members = [member("slow", never_answering()), broken]
     leader = responses(tasks(("slow", "x"), ("broken", "x")), text("done"))
-    error = await _failure(Team("t", leader.model, members=members), turn, seconds=10)
+    error = await _failure(_team("t", leader.model, members=members), turn, seconds=10)
     assert error.code is ErrorCode.MODEL_ERROR
     assert {run.name: run.status for run in turn.member_runs} == {
         "slow": RunStatus.CANCELLED,

@@ -87,7 +87,8 @@ async def test_an_empty_input_is_asked_all_the_same() -> None:
 async def test_model_settings_reach_the_model() -> None:
     recorded = responses(text("x"))
     await Team("t", recorded.model, model_settings={"temperature": 0.0}).run(a_turn())
-    assert recorded.infos[0].model_settings == {"temperature": 0.0}
+    # The provider's own client does not try again: the team does.
+    assert recorded.infos[0].model_settings == {"temperature": 0.0, "max_retries": 0}
 
 
 async def test_a_tool_sees_the_turn_and_what_it_changes_in_the_state_stays() -> None:

@@ -15,9 +15,9 @@ from pydantic import JsonValue
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
 from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
-from worker.executors.json_values import as_json
+from worker.executors.json_values import MAX_STATE_BYTES, as_json, json_text
 from worker.executors.steps import Steps
-from worker.executors.turn import Executor, PastRun, Turn
+from worker.executors.turn import Executor, PastRun, SessionLabel, Turn
 from worker.sessions.claim import SessionRow
 
 _CANCELLATION_SECONDS: Final = 2.0
@@ -34,6 +34,8 @@ class Outcome:
     session_state: dict[str, JsonValue] | None
     """The state to store; None after a failure: the stored one stays."""
     error: TurnFailed | None = None
+    session_name: str | None = None
+    """The name to store, if the turn changed it."""
 
 
 def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[PastRun, ...], *, attempt: int) -> Turn:
@@ -54,6 +56,8 @@ def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[Pas
         history=history,
         session_state=deepcopy(stored_state | request.session_state),
         steps=Steps(),
+        label=SessionLabel(None if session is None else session.name),
+        summary=None if session is None else session.summary,
     )
 
 
@@ -93,12 +97,16 @@ def failed(error: TurnFailed) -> Outcome:
 
 
 async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnFailed) -> Outcome:
+    name_before = turn.session_name
     answer = await _within(seconds, _run(executor, turn), late)
     content = as_json(answer, what="the answer")
     state = as_json(turn.session_state, what="the session state")
     if not isinstance(state, dict):
         raise InvalidResult(f"the session state must be a dict, and is {type(turn.session_state).__name__}")
-    return Outcome(RunStatus.COMPLETED, content=content, session_state=state)
+    if len(json_text(state)) > MAX_STATE_BYTES:
+        raise InvalidResult(f"the session state is larger than {MAX_STATE_BYTES} bytes")
+    named = None if turn.session_name == name_before else str(as_json(turn.session_name, what="the session name"))
+    return Outcome(RunStatus.COMPLETED, content=content, session_state=state, session_name=named)
 
 
 async def _run(executor: Executor, turn: Turn) -> JsonValue:

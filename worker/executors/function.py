@@ -23,6 +23,7 @@ class FunctionExecutor:
     function: TurnFunction
     history_runs: int | None
     model_name: str | None = None
+    summarizer: None = None
 
     @property
     def name(self) -> str:

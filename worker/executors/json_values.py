@@ -15,6 +15,8 @@ from worker.errors import InvalidResult
 
 MAX_LEVELS: Final = 100
 """How deep a value from outside may be nested; what is stored around it is a few levels more."""
+MAX_STATE_BYTES: Final = 4 * 2**20
+"""How large a session's state or metadata may become: each turn reads and writes all of it."""
 _MOST_ITEMS: Final = 100_000
 _LARGEST_INTEGER: Final = 10**1000
 """Python refuses to print integers of more than 4,300 digits; nobody counts that far."""

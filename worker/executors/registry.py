@@ -50,17 +50,19 @@ def _executors_in(entry: str) -> Iterable[Executor]:
             found = getattr(found, name)
         except AttributeError:
             raise StartupError(f"TEAMTURN_TEAMS: the module {module_name} has no {attribute!r}") from None
-    if _is_executor(found):
-        return [found]
+    if (single := _as_executor(found, entry)) is not None:
+        return [single]
     if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
         try:
-            executors = list(found)
+            several = list(found)
         except Exception as error:
             raise StartupError(_failure(entry, error)) from error
-        if executors and all(_is_executor(one) for one in executors):
+        executors = [executor for one in several if (executor := _as_executor(one, entry)) is not None]
+        if executors and len(executors) == len(several):
             return executors
     raise StartupError(
-        f"TEAMTURN_TEAMS: {entry} is {type(found).__name__}, not a Team or an @executor function, or a list of them"
+        f"TEAMTURN_TEAMS: {entry} is {type(found).__name__}, not a Team, an Agent, a Workflow or an @executor "
+        "function, or a list of them"
     )
 
 
@@ -98,5 +100,18 @@ def _is_library(filename: str) -> bool:
     return inside or "site-packages" in filename or filename.startswith("<frozen")
 
 
-def _is_executor(found: object) -> bool:
-    return isinstance(getattr(found, "target", None), Target) and callable(getattr(found, "run", None))
+def _as_executor(found: Any, entry: str) -> Executor | None:  # noqa: ANN401 - whatever the module holds
+    """Return what can take a turn; a pydantic-ai Agent is made a SingleAgent. None if it is neither."""
+    if isinstance(getattr(found, "target", None), Target) and callable(getattr(found, "run", None)):
+        executor: Executor = found
+        return executor
+    # Who has no agents need not load the model libraries.
+    agent_type = getattr(sys.modules.get("pydantic_ai"), "Agent", None)
+    if agent_type is None or not isinstance(found, agent_type):
+        return None
+    from worker.team.single_agent import SingleAgent  # noqa: PLC0415 - loads the model libraries
+
+    try:
+        return SingleAgent(found)
+    except Exception as error:
+        raise StartupError(_failure(entry, error)) from error

@@ -7,6 +7,8 @@ that would make the broker route or refuse the copy differently.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +24,8 @@ from worker.replies.publisher import Publisher, Unroutable
 PASSED_ON: Final = "x-teamturn-passed-on"
 """Set on what was passed on once. Found outside its partition again, the bindings are wrong, and passing it on
 would go on for ever."""
+
+CODE_HEADER: Final = "x-teamturn-code"
 
 _ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
 """RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
@@ -73,52 +77,75 @@ def _sendable(headers: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+Answer = Callable[[Delivery, RequestRefused], Awaitable[bool]]
+"""Answer what was refused, if it names an address for it; False if its delivery died first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Forwarded:
+    delivery: Delivery
+    copy: Message
+    exchange: str
+    routing_key: str
+    refusal: RequestRefused | None = None
+    """Why it is buried; None: it is passed on."""
+
+
 class Forwarder:
     """Publishes copies of deliveries elsewhere and acknowledges them, in the order in which they are given to it."""
 
-    def __init__(self, publisher: Publisher, topology: Topology) -> None:
+    def __init__(self, publisher: Publisher, topology: Topology, answer: Answer) -> None:
+        """`answer` is asked to answer what was buried."""
         self._publisher = publisher
         self._topology = topology
-        self._waiting: asyncio.Queue[tuple[Delivery, Message, str, str]] = asyncio.Queue()
+        self._answer = answer
+        self._waiting: asyncio.Queue[_Forwarded] = asyncio.Queue()
 
     def pass_on(self, delivery: Delivery, slot: str) -> None:
         """Publish a request to its slot."""
         copy = copy_of(delivery, {PASSED_ON: "1"})
-        self._waiting.put_nowait((delivery, copy, self._topology.requests, slot))
+        self._waiting.put_nowait(_Forwarded(delivery, copy, self._topology.requests, slot))
 
     def bury(self, delivery: Delivery, refusal: RequestRefused) -> None:
-        """Publish what is not a request to the dead-letter queue, with headers that say why."""
+        """Publish what can't be executed to the dead-letter queue, with headers that say why, and answer it."""
         _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
         why = {
-            "x-teamturn-code": refusal.code.value,
+            CODE_HEADER: refusal.code.value,
             "x-teamturn-reason": refusal.message,
             "x-teamturn-queue": delivery.source,
             "x-teamturn-time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        self._waiting.put_nowait((delivery, copy_of(delivery, why), "", self._topology.dead))
+        self._waiting.put_nowait(_Forwarded(delivery, copy_of(delivery, why), "", self._topology.dead, refusal))
 
     async def run(self) -> None:
         """Publish what is given, until the task is cancelled."""
         while True:
-            delivery, copy, exchange, routing_key = await self._waiting.get()
+            forwarded = await self._waiting.get()
+            delivery = forwarded.delivery
             try:
-                if await self._published(copy, exchange, routing_key, delivery):
+                published = await self._published(forwarded)
+                if published and (forwarded.refusal is None or await self._answer(delivery, forwarded.refusal)):
                     await delivery.ack()
             except Exception:  # noqa: BLE001 - one copy that can't be sent must not hold up all the others
                 _log.exception("message_not_passed_on", queue=delivery.source, consequence="it is delivered again")
                 delivery.life.end()
 
-    async def _published(self, copy: Message, exchange: str, routing_key: str, delivery: Delivery) -> bool:
+    async def _published(self, forwarded: _Forwarded) -> bool:
         while True:
             try:
                 return await self._publisher.publish(
-                    copy,
-                    exchange=exchange,
-                    routing_key=routing_key,
+                    forwarded.copy,
+                    exchange=forwarded.exchange,
+                    routing_key=forwarded.routing_key,
                     mandatory=True,
-                    wanted=lambda: delivery.alive,
+                    wanted=lambda: forwarded.delivery.alive,
                 )
             except Unroutable:
-                _log.error("queue_missing", exchange=exchange, routing_key=routing_key, action="declaring it again")
+                _log.error(
+                    "queue_missing",
+                    exchange=forwarded.exchange,
+                    routing_key=forwarded.routing_key,
+                    action="declaring it again",
+                )
                 self._publisher.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)

@@ -98,4 +98,5 @@ class Mailboxes:
                 await asyncio.sleep(seconds)
             else:
                 return
-        self._bury(delivery.delivery, RequestRefused(ErrorCode.INTERNAL_ERROR, "the worker failed; see its log"))
+        refusal = RequestRefused(ErrorCode.INTERNAL_ERROR, "the worker failed; see its log", request=delivery.request)
+        self._bury(delivery.delivery, refusal)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from schemas.errors import ErrorCode
+from schemas.ids import Id, SessionType
 from schemas.requests import RunRequest
 from worker.errors import RequestRefused
 from worker.executors.json_values import clean
 
 _LONGEST_REASON: Final = 500
+_ID: Final = TypeAdapter[str](Id)
 
 
 def read_request(body: bytes, message_id: str | None, *, largest_bytes: int) -> RunRequest:
@@ -34,6 +36,31 @@ def read_request(body: bytes, message_id: str | None, *, largest_bytes: int) -> 
         return RunRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestRefused(ErrorCode.INVALID_REQUEST, _reason(error)) from None
+
+
+def known_ids(body: bytes, message_id: str | None, *, largest_bytes: int) -> dict[str, str]:
+    """Return what can be told of a message that is no request, for its reply: its valid ids, by the reply's fields."""
+    try:
+        fields = _parsed(body) if len(body) <= largest_bytes else {}
+    except RequestRefused:
+        fields = {}
+    run_id = fields.get("run_id") if fields.get("run_id") is not None else message_id
+    session_id = fields.get("session_id") if fields.get("session_id") is not None else run_id
+    found: dict[str, Any] = {"run_id": run_id, "session_id": session_id}
+    targets = [kind for kind in SessionType if fields.get(f"{kind.value}_id") is not None]
+    if len(targets) == 1:
+        found |= {"session_type": targets[0].value, f"{targets[0].value}_id": fields[f"{targets[0].value}_id"]}
+    valid = {name: value for name, value in found.items() if _is_id(value)}
+    target_valid = any(f"{kind.value}_id" in valid for kind in SessionType)
+    return valid if target_valid else {name: value for name, value in valid.items() if name != "session_type"}
+
+
+def _is_id(value: Any) -> bool:  # noqa: ANN401 - whatever was sent
+    try:
+        _ID.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _parsed(body: bytes) -> dict[str, Any]:

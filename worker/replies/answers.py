@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from schemas.errors import ErrorCode
@@ -32,6 +33,17 @@ def rejected(request: RunRequest, code: ErrorCode, message: str, *, now: float, 
     )
 
 
+def unreadable(known: Mapping[str, str], code: ErrorCode, message: str, *, now: float) -> RunReply:
+    """Return the reply to what is no request; `known` has the ids that it had, by the reply's fields."""
+    return RunReply(
+        **{"run_id": None, "session_id": None, "session_type": None} | dict(known),
+        status=RunStatus.REJECTED,
+        error=RunError(code=code, message=_plain(message)),
+        created_at=int(now),
+        completed_at=int(now),
+    )
+
+
 def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int | None, timing: Timing) -> RunReply:
     """Return the reply to a request whose turn was taken, well or not."""
     error = outcome.error
@@ -40,10 +52,7 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
         **_address(request),
         status=outcome.status,
         content=outcome.content,
-        member_responses=[
-            MemberResponse(member_id=member.member.id, content=clean(member.content), status=member.status)
-            for member in turn.member_runs
-        ],
+        member_responses=_responses(turn),
         turn=number,
         attempt=turn.attempt,
         metrics=RunMetrics(
@@ -61,6 +70,19 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
         created_at=int(timing.started),
         completed_at=int(timing.ended),
     )
+
+
+def _responses(turn: Turn) -> list[MemberResponse]:
+    """Return what members answered; of a workflow, what its steps ended with."""
+    if turn.step_results:
+        return [
+            MemberResponse(member_id=step.name, content=clean(step.content), status=step.status)
+            for step in turn.step_results
+        ]
+    return [
+        MemberResponse(member_id=member.member.id, content=clean(member.content), status=member.status)
+        for member in turn.member_runs
+    ]
 
 
 def body_of(reply: RunReply) -> bytes:

@@ -9,10 +9,15 @@ from typing import Final
 import structlog
 from aio_pika import DeliveryMode, Message
 
+from schemas.errors import ErrorCode
 from schemas.replies import REPLY_TYPE
 from schemas.requests import RunRequest
+from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery
+from worker.intake.forwarding import CODE_HEADER
+from worker.intake.reading import known_ids
 from worker.intake.topology import Topology
+from worker.replies.answers import body_of, rejected, unreadable
 from worker.replies.publisher import Publisher, Unroutable
 
 _DIRECT: Final = "amq.rabbitmq.reply-to."
@@ -42,8 +47,20 @@ class ReplyAddresses:
 class ReplyPublisher:
     """Publishes stored replies, with a publisher confirm."""
 
-    def __init__(self, results: Publisher, addressed: Publisher, topology: Topology, addresses: ReplyAddresses) -> None:
-        """`addressed` publishes to what producers name in reply_to, `results` to the results."""
+    def __init__(
+        self,
+        results: Publisher,
+        addressed: Publisher,
+        topology: Topology,
+        addresses: ReplyAddresses,
+        *,
+        largest_bytes: int,
+    ) -> None:
+        """`addressed` publishes to what producers name in reply_to, `results` to the results.
+
+        What is larger than `largest_bytes` is not looked into.
+        """
+        self._largest_bytes = largest_bytes
         self._results = results
         self._addressed = addressed
         self._topology = topology
@@ -51,33 +68,50 @@ class ReplyPublisher:
 
     async def publish(self, body: bytes, request: RunRequest, delivery: Delivery) -> bool:
         """Publish the reply to a request; False if its delivery died first: who has it now replies."""
-        message = Message(
-            body=body,
-            content_type="application/json",
-            content_encoding="utf-8",
-            delivery_mode=DeliveryMode.PERSISTENT,
-            message_id=request.run_id,
-            correlation_id=delivery.message.correlation_id or request.run_id,
-            type=REPLY_TYPE,
-        )
+        message = _message(body, request.run_id, delivery)
         reply_to = delivery.message.reply_to
         if reply_to and self._addresses.allowed(reply_to):
             try:
-                return await self._addressed.publish(
-                    message,
-                    exchange="",
-                    routing_key=reply_to,
-                    # RabbitMQ returns a mandatory direct reply as unroutable even when its requester is there.
-                    mandatory=not reply_to.startswith(_DIRECT),
-                    wanted=lambda: delivery.alive,
-                    # RabbitMQ 3.10 closes the connection for some made-up direct addresses.
-                    most_tries=_MOST_ADDRESSED_TRIES,
-                )
+                return await self._to_address(message, reply_to, delivery)
             except Unroutable:
                 _log.info("reply_to_gone", reply_to=reply_to, consequence="the reply goes to the results")
         elif reply_to:
-            _log.warning("reply_to_not_allowed", reply_to=reply_to[:255])
+            _log.warning("reply_to_forbidden", reply_to=reply_to[:255], consequence="the reply goes to the results")
+            message.headers = {CODE_HEADER: ErrorCode.REPLY_TO_FORBIDDEN.value}
         return await self._to_results(message, request, delivery)
+
+    async def answer_refused(self, delivery: Delivery, refusal: RequestRefused) -> bool:
+        """Answer what went to the dead letters; False if its delivery died first.
+
+        What is not even a request is answered only where its reply_to says.
+        """
+        now = delivery.published or 0.0  # from the message, so that a redelivery is answered with the same bytes
+        if refusal.request is not None:
+            reply = rejected(refusal.request, refusal.code, refusal.message, now=now)
+            return await self.publish(body_of(reply), refusal.request, delivery)
+        reply_to = delivery.message.reply_to
+        if not reply_to or not self._addresses.allowed(reply_to):
+            return delivery.alive
+        known = known_ids(delivery.message.body, delivery.message.message_id, largest_bytes=self._largest_bytes)
+        body = body_of(unreadable(known, refusal.code, refusal.message, now=now))
+        try:
+            return await self._to_address(_message(body, known.get("run_id"), delivery), reply_to, delivery)
+        except Unroutable:
+            _log.info("reply_to_gone", reply_to=reply_to, consequence="it is only in the dead letters")
+            return delivery.alive
+
+    async def _to_address(self, message: Message, reply_to: str, delivery: Delivery) -> bool:
+        """Publish a reply where its request says. Raises Unroutable if nobody is there."""
+        return await self._addressed.publish(
+            message,
+            exchange="",
+            routing_key=reply_to,
+            # RabbitMQ returns a mandatory direct reply as unroutable even when its requester is there.
+            mandatory=not reply_to.startswith(_DIRECT),
+            wanted=lambda: delivery.alive,
+            # RabbitMQ 3.10 closes the connection for some made-up direct addresses.
+            most_tries=_MOST_ADDRESSED_TRIES,
+        )
 
     async def _to_results(self, message: Message, request: RunRequest, delivery: Delivery) -> bool:
         while True:
@@ -94,3 +128,15 @@ class ReplyPublisher:
                 _log.error("results_queue_missing", queue=self._topology.results, action="declaring it again")
                 self._results.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)
+
+
+def _message(body: bytes, run_id: str | None, delivery: Delivery) -> Message:
+    return Message(
+        body=body,
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=run_id,
+        correlation_id=delivery.message.correlation_id or run_id,
+        type=REPLY_TYPE,
+    )

@@ -31,9 +31,10 @@ class SessionRow:
     session_type: SessionType | str
     target_id: str | None
     user_id: str | None
+    name: str | None
     session_state: JsonObject
     metadata: JsonObject
-    summary: JsonObject | None
+    summary: str | None
     turn_seq: int
 
 

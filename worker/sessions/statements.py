@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,11 +14,15 @@ from pydantic_core import from_json, to_json
 import sql
 from schemas.ids import SessionType, Target
 from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
+from worker.executors.turn import PastRun
 from worker.sessions.claim import Claim, Receipt, SessionRow
 from worker.sessions.lanes import Statement
 from worker.sessions.stored_runs import past_run
 
 JsonObject = dict[str, Any]
+
+MOST_RUNS_SUMMARIZED: Final = 20
+"""At once: what a summary lacks beyond them is the next one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class ClaimRow:
     run_id: str
     session_id: str
     history_runs: int | None
+    summarized: bool = False
+    """Whether the session's summary is read, and with it the runs that it does not cover yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ def _claim_arguments(rows: Sequence[ClaimRow]) -> Sequence[Any]:
             "run_id": row.run_id,
             "session_id": row.session_id,
             "history_runs": row.history_runs,
+            "summarized": row.summarized,
         }
         for position, row in enumerate(rows)
     ]
@@ -100,13 +107,15 @@ def _receipt(record: asyncpg.Record) -> Receipt:
 def _session(record: asyncpg.Record) -> SessionRow:
     data = _parsed(record["session_data"], dict)
     state = data.get("session_state")
+    name, summary = data.get("session_name"), _parsed(record["summary"], dict).get("summary")
     return SessionRow(
         session_type=record["session_type"],
         target_id=record["target_id"],
         user_id=record["user_id"],
+        name=name if isinstance(name, str) else None,
         session_state=state if isinstance(state, dict) else {},
         metadata=_parsed(record["metadata"], dict),
-        summary=_parsed(record["summary"], dict) or None,
+        summary=summary if isinstance(summary, str) else None,
         turn_seq=record["turn_seq"],
     )
 
@@ -154,6 +163,44 @@ def _by_run_id(run_ids: Sequence[str], records: Sequence[asyncpg.Record]) -> Seq
     return [attempts[run_id] if run_id in attempts else ClaimOutdated() for run_id in run_ids]
 
 
+@dataclass(frozen=True, slots=True)
+class Unsummarized:
+    """What the summary of a session lacks."""
+
+    previous: str | None
+    runs: tuple[PastRun, ...]
+    up_to: int | None
+    """The run_index of the last of the runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """A summary to store."""
+
+    session_id: str
+    summary: JsonObject
+    up_to: int
+    usage: JsonObject
+
+
+def _unsummarized(
+    session_ids: Sequence[str], records: Sequence[asyncpg.Record]
+) -> Sequence[Unsummarized | Exception | None]:
+    found = {record["position"]: record for record in records}
+    return [_lacking(found.get(position)) for position in range(len(session_ids))]
+
+
+def _lacking(record: asyncpg.Record | None) -> Unsummarized | Exception | None:
+    if record is None:
+        return None
+    try:
+        previous = _parsed(record["summary"], dict).get("summary")
+        runs = tuple(past_run(run) for run in _parsed(record["runs"], list))
+    except ValueError as error:
+        return StatementRefused(f"the stored session can't be read: {type(error).__name__}")
+    return Unsummarized(previous if isinstance(previous, str) else None, runs, record["up_to"])
+
+
 CLAIM: Final = Statement[ClaimRow, Claim](
     name="claim",
     text=sql.CLAIM_TURNS,
@@ -169,6 +216,22 @@ STORE_RECEIPT: Final = Statement[ReceiptRow, None](
     name="store_receipt",
     text=sql.STORE_RECEIPTS,
     arguments=_receipt_arguments,
+    results=lambda rows, _records: [None] * len(rows),
+)
+RUNS_TO_SUMMARIZE: Final = Statement[str, Unsummarized | None](
+    name="runs_to_summarize",
+    text=sql.RUNS_TO_SUMMARIZE,
+    arguments=lambda session_ids: [
+        to_json([{"position": position, "session_id": one} for position, one in enumerate(session_ids)]).decode(),
+        MOST_RUNS_SUMMARIZED,
+    ],
+    results=_unsummarized,
+    droppable=True,
+)
+STORE_SUMMARY: Final = Statement[SummaryRow, None](
+    name="store_summary",
+    text=sql.STORE_SUMMARIES,
+    arguments=lambda rows: [json.dumps([asdict(row) for row in rows], ensure_ascii=False)],
     results=lambda rows, _records: [None] * len(rows),
 )
 UNLOCK: Final = Statement[str, None](

@@ -5,20 +5,23 @@ The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`) it
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
-from pydantic import JsonValue
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from schemas.ids import Target
+from schemas.ids import SessionType, Target
 from schemas.replies import RunReply, RunStatus
-from schemas.requests import RunRequest
+from schemas.requests import Input, RunRequest
 from worker.executors.json_values import MAX_LEVELS, clean
-from worker.executors.turn import MemberRun, PastRun, text_of
+from worker.executors.turn import MemberRun, PastRun, StepResult, text_of
 
 JsonObject = dict[str, Any]
 
 _OWN_LEVELS: Final = 5
 """How many levels a stored run has around what came from outside."""
+
+_INPUT: Final = TypeAdapter[Input](Input)
 
 
 def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another program stored
@@ -32,7 +35,17 @@ def past_run(run_data: Any) -> PastRun:  # noqa: ANN401 - whatever another progr
         input=_input_text(asked),
         content=run.get("content"),
         created_at=created_at if isinstance(created_at, int) else 0,
+        parts=_parts(asked),
     )
+
+
+def _parts(asked: Any) -> Input | None:  # noqa: ANN401 - text, parts, or what another program stored
+    if not isinstance(asked, list):
+        return None
+    try:
+        return _INPUT.validate_python(asked)
+    except ValidationError:
+        return None
 
 
 def _input_text(asked: Any) -> str:  # noqa: ANN401 - text, parts, or what another program stored
@@ -43,7 +56,22 @@ def _input_text(asked: Any) -> str:  # noqa: ANN401 - text, parts, or what anoth
     return text_of(asked)
 
 
-def run_data(request: RunRequest, reply: RunReply, *, name: str) -> JsonObject:
+@dataclass(frozen=True, slots=True)
+class FinishedTurn:
+    """What a turn left behind, beside its reply."""
+
+    name: str
+    model_name: str | None
+    session_state: dict[str, JsonValue] | None
+    """The state to store; None leaves the stored one as it is."""
+    session_name: str | None = None
+    """The name to store; None leaves the stored one as it is."""
+    messages: tuple[JsonObject, ...] = ()
+    member_runs: tuple[MemberRun, ...] = ()
+    step_results: tuple[StepResult, ...] = ()
+
+
+def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn) -> JsonObject:
     """Return the stored form of a request's own run.
 
     A team's run must not have the key agent_id, not even as null: Agno would read it as an agent's.
@@ -53,16 +81,23 @@ def run_data(request: RunRequest, reply: RunReply, *, name: str) -> JsonObject:
         session_id=request.session_id,
         user_id=request.user_id,
         target=request.target,
-        name=name,
-        asked=_input_content(request),
+        name=turn.name,
+        asked=_input_content(request.input),
         content=reply.content,
         status=reply.status,
         created_at=reply.created_at,
+        messages=turn.messages,
     )
-    stored["member_responses"] = []
     stored["metrics"] = reply.metrics.model_dump(include={"input_tokens", "output_tokens", "total_tokens", "duration"})
     stored["turn"] = reply.turn
     stored["attempt"] = reply.attempt
+    if request.target.type is SessionType.WORKFLOW:
+        # What Agno reads of a workflow's run has another shape: without "steps" it fails.
+        stored["input"] = stored["input"]["input_content"]
+        stored["metrics"]["steps"] = {}
+        stored["step_results"] = [_step_output(result) for result in turn.step_results]
+    else:
+        stored["member_responses"] = []
     if request.metadata:
         stored["metadata"] = request.metadata
     if reply.error is not None:
@@ -78,13 +113,26 @@ def member_run_data(request: RunRequest, member: MemberRun) -> JsonObject:
         user_id=request.user_id,
         target=member.member,
         name=member.name,
-        asked=member.input,
+        asked=_input_content(member.input),
         content=member.content,
         status=member.status,
         created_at=member.created_at,
+        messages=tuple(member.messages),
     )
     stored["parent_run_id"] = member.parent_run_id
     return _cleaned(stored)
+
+
+def _step_output(result: StepResult) -> JsonObject:
+    return {
+        "step_name": result.name,
+        "step_type": "Step",
+        "executor_type": result.kind,
+        "executor_name": result.name,
+        "step_run_id": result.run_id,
+        "content": result.content,
+        "success": result.status is RunStatus.COMPLETED,
+    }
 
 
 def target_data(target: Target, name: str, model_name: str | None) -> JsonObject:
@@ -107,11 +155,9 @@ def _run(
     content: JsonValue,
     status: RunStatus,
     created_at: int,
+    messages: tuple[JsonObject, ...],
 ) -> JsonObject:
     kind = target.type.value
-    messages = [{"role": "user", "content": _input_text(asked)}]
-    if content is not None:
-        messages.append({"role": "assistant", "content": text_of(content)})
     return {
         "run_id": run_id,
         f"{kind}_id": target.id,
@@ -123,14 +169,24 @@ def _run(
         "content_type": "str" if content is None or isinstance(content, str) else "json",
         "status": status.value,
         "created_at": created_at,
-        "messages": messages,
+        "messages": _messages(asked, content, messages),
     }
 
 
-def _input_content(request: RunRequest) -> JsonValue:
-    if isinstance(request.input, str):
-        return request.input
-    return [part.model_dump(mode="json") for part in request.input]
+def _messages(asked: JsonValue, content: JsonValue, said: tuple[JsonObject, ...]) -> list[JsonObject]:
+    """Return a run's messages so that they end with its answer: Agno's history is made of them."""
+    messages = list(said) or [{"role": "user", "content": _input_text(asked)}]
+    answer = text_of(content)
+    last = messages[-1]
+    if content is not None and (last.get("role"), last.get("content")) != ("assistant", answer):
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+def _input_content(given: Input) -> JsonValue:
+    if isinstance(given, str):
+        return given
+    return [part.model_dump(mode="json") for part in given]
 
 
 def _cleaned(stored: JsonObject) -> JsonObject:

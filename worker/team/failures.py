@@ -1,4 +1,4 @@
-"""What pydantic-ai raises, as the codes that the reply carries."""
+"""What pydantic-ai raises, as the codes that the reply carries; and what is worth another try."""
 
 from __future__ import annotations
 
@@ -7,16 +7,34 @@ from contextlib import contextmanager
 from typing import Final
 
 from pydantic_ai.exceptions import (
+    AgentRunError,
+    ConcurrencyLimitExceeded,
     FallbackExceptionGroup,
     ModelAPIError,
+    ModelAuthenticationError,
+    ModelConnectionError,
     ModelHTTPError,
+    ModelQuotaExceededError,
+    ModelRateLimitError,
+    ModelRequestRejectedError,
+    ModelRequestTimeout,
+    ModelServerError,
+    ModelUnavailableError,
     UnexpectedModelBehavior,
     UsageLimitExceeded,
 )
 
-from worker.errors import InvalidOutput, ModelFailed, UsageLimitReached
+from worker.errors import InvalidOutput, ModelFailed, TurnFailed, UsageLimitReached
 
-_WORTH_ANOTHER_TRY: Final = frozenset({408, 409, 425, 429})
+_PASSING: Final = (
+    ModelRateLimitError,
+    ModelUnavailableError,
+    ModelServerError,
+    ModelConnectionError,
+    ModelRequestTimeout,
+)
+_FINAL: Final = (ModelQuotaExceededError, ModelRequestRejectedError, ModelAuthenticationError)
+_PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
 
 
@@ -27,22 +45,61 @@ def translated_failures() -> Iterator[None]:
         yield
     except ModelHTTPError as error:
         raise ModelFailed(
-            f"the model {error.model_name} answered with HTTP status {error.status_code}", retryable=_is_passing(error)
+            f"the model {error.model_name} answered with HTTP status {error.status_code}", retryable=is_passing(error)
         ) from error
     except FallbackExceptionGroup as error:
+        raise ModelFailed(f"each of {len(error.exceptions)} models failed", retryable=is_passing(error)) from error
+    except ModelRequestTimeout as error:
         raise ModelFailed(
-            f"each of {len(error.exceptions)} models failed", retryable=any(map(_is_passing, error.exceptions))
+            f"the model {error.model_name} did not answer within {error.timeout:g} s", retryable=True
         ) from error
     except ModelAPIError as error:
-        raise ModelFailed(f"the model {error.model_name} could not be reached", retryable=True) from error
+        raise ModelFailed(f"the request to the model {error.model_name} failed", retryable=is_passing(error)) from error
+    except ConcurrencyLimitExceeded as error:
+        raise ModelFailed("too many requests wait for the model", retryable=True) from error
     except UsageLimitExceeded as error:
         raise UsageLimitReached(str(error)) from error
     except UnexpectedModelBehavior as error:
         raise InvalidOutput("the model's output or tool calls kept being invalid") from error
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether the same request might succeed later: a limit, an overload, a lost connection."""
-    if isinstance(error, ModelHTTPError):
-        return error.status_code in _WORTH_ANOTHER_TRY or error.status_code >= _SERVER_ERRORS
-    return isinstance(error, ModelAPIError)
+def is_passing(error: BaseException) -> bool:
+    """Whether a request to a model that failed so might succeed later: a limit, an overload, a lost connection.
+
+    pydantic-ai sorts what providers say into classes; where it could not, the HTTP status decides. What is not even
+    an answer of the API (a page of a proxy's, half a body) may be one the next time.
+    """
+    match error:
+        case FallbackExceptionGroup():
+            return any(map(is_passing, error.exceptions))
+        case ModelHTTPError() if error.provider_retry_hint is not None:
+            return error.provider_retry_hint
+        case _ if isinstance(error, _FINAL):
+            return False
+        case _ if isinstance(error, _PASSING):
+            return True
+        case ModelHTTPError():
+            return error.status_code in _PASSING_STATUS or error.status_code >= _SERVER_ERRORS
+        case _:
+            return isinstance(error, ModelAPIError | UnexpectedModelBehavior)
+
+
+def given_up(error: Exception, model_name: str) -> Exception:
+    """Return what a request to a model ends with that is not made again.
+
+    Some answers that are none make pydantic-ai raise what a mistake in its user's code would raise, such as a
+    TypeError; here it is known to be the model's.
+    """
+    if isinstance(error, AgentRunError | FallbackExceptionGroup | TurnFailed) and not isinstance(
+        error, UnexpectedModelBehavior
+    ):
+        return error
+    return ModelFailed(f"the answer of the model {model_name} could not be read", retryable=is_passing(error))
+
+
+def seconds_asked_for(error: BaseException) -> float | None:
+    """Return how long the provider asked to wait (Retry-After); of several models, the shortest."""
+    if isinstance(error, FallbackExceptionGroup):
+        asked = [seconds for one in error.exceptions if (seconds := seconds_asked_for(one)) is not None]
+        return min(asked) if len(asked) == len(error.exceptions) else None
+    return error.retry_after if isinstance(error, ModelAPIError) else None

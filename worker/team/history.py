@@ -18,6 +18,8 @@ from schemas.requests import Input
 from schemas.requests import TextPart as InputText
 from worker.executors.turn import PastRun
 
+Prompt = str | Sequence[UserContent]
+
 
 def history_messages(runs: Iterable[PastRun]) -> list[ModelMessage]:
     """Return past runs as what was asked and what was answered; members' work is not among it."""
@@ -25,13 +27,13 @@ def history_messages(runs: Iterable[PastRun]) -> list[ModelMessage]:
     for run in runs:
         answer = run.content_text
         # Providers refuse empty messages; a run without either side says nothing.
-        if run.input and answer:
-            messages.append(ModelRequest(parts=[UserPromptPart(content=run.input)]))
+        if (run.input or run.parts) and answer:
+            messages.append(ModelRequest(parts=[UserPromptPart(content=prompt(run.parts or run.input))]))
             messages.append(ModelResponse(parts=[TextPart(content=answer)]))
     return messages
 
 
-def prompt(given: Input) -> str | Sequence[UserContent]:
+def prompt(given: Input) -> Prompt:
     """Return the request's input as the model is given it."""
     if isinstance(given, str):
         return given
@@ -39,3 +41,9 @@ def prompt(given: Input) -> str | Sequence[UserContent]:
         part.text if isinstance(part, InputText) else BinaryContent(data=part.data, media_type=part.media_type)
         for part in given
     ]
+
+
+def with_text(given: Input, text: str) -> Prompt:
+    """Return the input with a text after it."""
+    asked = prompt(given)
+    return f"{asked}\n\n{text}" if isinstance(asked, str) else [*asked, text]

@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
 
-from pydantic import JsonValue, ValidationError
-from pydantic_ai import Agent, Tool
-from pydantic_ai.models import Model
+from pydantic import JsonValue
+from pydantic_ai import Agent, AgentRetries, Tool
+from pydantic_ai.agent import EndStrategy
+from pydantic_ai.capabilities import AgentCapability
+from pydantic_ai.concurrency import AnyConcurrencyLimit
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.output import OutputSpec
 from pydantic_ai.settings import ModelSettings
-from pydantic_ai.usage import RunUsage
+from pydantic_ai.tools import ToolFuncEither
+from pydantic_ai.toolsets import AgentToolset
+from pydantic_ai.usage import RunUsage, UsageLimits
 
-from schemas.ids import SessionType, Target
+from schemas.ids import SessionType
+from schemas.requests import Input
 from worker.executors.turn import Turn
-from worker.team.delegation import Member, delegation_tool, members_first, members_prompt
-from worker.team.failures import translated_failures
-from worker.team.history import history_messages, prompt
-
-AnyAgent = Agent[Any, Any]
+from worker.team.agent_run import (
+    DEFAULT_MODEL_RETRIES,
+    AgentRunner,
+    AnyAgent,
+    Budget,
+    model_name_of,
+)
+from worker.team.history import prompt
+from worker.team.limits import TurnLimits, check_numbers, within_limits
+from worker.team.members import Member, Members, agent_member, target_of
+from worker.team.modes import Mode, broadcast, delegation_tools, route, route_output, team_prompt
+from worker.team.session_context import Instructions, SessionContext, as_instructions
+from worker.team.summary import SessionSummary
 
 
 class Team:
-    """A leader model and the members it can give tasks to.
+    """A leader model and its members, as something that can take turns.
 
-    `id`: what requests name it by (`team_id`). `model`: any model that pydantic-ai knows, by name or as an object; a
-    wrong name or a missing key is an error here, not in a turn. `members`: pydantic-ai Agents, each with a name of its
-    own, or Teams. `mode="coordinate"`: the leader gives members tasks by a tool call, then answers. `instructions`:
-    for the leader. `history_runs`: how many completed runs of the session the leader is shown; None: all, 0: none.
-    `tools`: pydantic-ai tools of the leader; `model_settings`: such as {"temperature": 0}.
+    A Team holds no state of any turn: one object serves any number at once. Raises ValueError for what can't be, and
+    what pydantic-ai raises for a model of a wrong name or without a key: at the start, not in a turn.
 
-    A Team holds no state of any turn: one object serves any number at once. Raises ValueError for what can't be.
+    Args:
+        id: What requests name it by: `team_id`.
+        model: The leader's model: any that pydantic-ai knows, by name or as an object.
+        members: pydantic-ai Agents, each with a name of its own, or Teams. An Agent without a model uses the leader's.
+        mode: "coordinate": the leader gives tasks to one member or to all, by tool calls, and answers from what
+            they found. "route": the leader chooses one member, whose answer is the answer. "broadcast": every member
+            is given the input, in parallel, and the leader sums up.
+        name: What people call it; the id by default.
+        description: What it is good for; a leader above it is told.
+        instructions: For the leader: text, or a function of the Turn that returns text, or several of them. A function
+            may be async, and may take pydantic-ai's RunContext[Turn] instead.
+        tools: The leader's tools: functions or pydantic-ai Tools. `RunContext.deps` is the Turn.
+        toolsets: The leader's pydantic-ai toolsets, MCPToolset among them; a server is connected to for each turn.
+        output_type: What the leader answers with: any output of pydantic-ai, a pydantic model among them; it becomes
+            JSON in the reply. Not in mode "route", where a member answers.
+        model_settings: pydantic-ai's ModelSettings of the leader: temperature, max_tokens, request_timeout, ….
+        usage_limits: pydantic-ai's UsageLimits of a whole turn, members included: requests, tokens, tool calls, cost
+            in USD. By default 50 requests. Reached, the turn ends as `usage_limit_exceeded`.
+        retries: How often the leader may try again after a tool call or an output that does not validate; pydantic-ai's
+            AgentRetries tells the two apart.
+        model_retries: How often a request to a model that failed for a passing reason (429, 5xx, no connection) is
+            made again, with back-off, or after the time that the provider asks for, up to 60 s. For members as well.
+        fallback_models: Models that are asked when the leader's fails, in order.
+        model_concurrency: How many requests to the leader's model are under way at once in a worker process: a number,
+            or a pydantic-ai ConcurrencyLimiter, which several teams can share.
+        timeout: Seconds that a turn may take; TEAMTURN_TURN_TIMEOUT is the limit above it. Exceeded, the turn ends as
+            `turn_timeout`.
+        tool_timeout: Seconds that a call of one of the leader's tools may take; the model is told of a later one.
+        end_strategy: pydantic-ai's, for tool calls that come together with a final output.
+        capabilities: pydantic-ai capabilities of the leader.
+        history_runs: How many completed runs of the session the leader is shown; None: all, 0: none.
+        add_history_to_members: Whether members are shown them, too; by default in mode "route" only.
+        tolerate_member_failures: Whether a member's failure is told to the leader. By default it ends the turn.
+        session_state: What the state of a new session begins with.
+        add_session_state_to_context: Whether the leader is shown the session's state.
+        enable_agentic_state: Whether the leader has the tool `update_session_state`.
+        session_summary: Whether a summary of the session is written after its turns, and shown to the leader instead
+            of the runs before the history: True, or a SessionSummary.
+
     """
 
     def __init__(
@@ -38,108 +90,126 @@ class Team:
         model: Model | str,
         *,
         members: Sequence[AnyAgent | Team] = (),
-        mode: Literal["coordinate"] = "coordinate",
-        instructions: str | None = None,
-        history_runs: int | None = 3,
+        mode: Mode = "coordinate",
         name: str | None = None,
         description: str | None = None,
-        tools: Sequence[Tool[Any]] = (),
+        instructions: Instructions = None,
+        tools: Sequence[Tool[Turn] | ToolFuncEither[Turn, ...]] = (),
+        toolsets: Sequence[AgentToolset[Turn]] = (),
+        output_type: OutputSpec[Any] = str,
         model_settings: ModelSettings | None = None,
+        usage_limits: UsageLimits | None = None,
+        retries: int | AgentRetries | None = None,
+        model_retries: int = DEFAULT_MODEL_RETRIES,
+        fallback_models: Sequence[Model | str] = (),
+        model_concurrency: AnyConcurrencyLimit = None,
+        timeout: float | None = None,
+        tool_timeout: float | None = None,
+        end_strategy: EndStrategy = "graceful",
+        capabilities: Sequence[AgentCapability[Turn]] = (),
+        history_runs: int | None = 3,
+        add_history_to_members: bool | None = None,
+        tolerate_member_failures: bool = False,
+        session_state: Mapping[str, JsonValue] | None = None,
+        add_session_state_to_context: bool = False,
+        enable_agentic_state: bool = False,
+        session_summary: SessionSummary | bool = False,
     ) -> None:
-        self.target = _target(SessionType.TEAM, id, f"team id {id!r}")
-        if mode != "coordinate":
-            raise ValueError(f"team {id!r}: mode {mode!r} is not supported yet; use 'coordinate'")
-        if history_runs is not None and history_runs < 0:
-            raise ValueError(f"team {id!r}: history_runs is None or 0 and more, not {history_runs}")
+        where = f"team {id!r}"
+        self.target = target_of(SessionType.TEAM, id, f"team id {id!r}")
         self.name = name or id
         self.description = description
         self.history_runs = history_runs
-        self._members = _members_of(id, members)
-        own_tools = [delegation_tool(self._members)] if self._members else []
-        self._leader: Agent[Turn, str] = Agent(
-            model,
+        self._mode = mode
+        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
+        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
+        answering = _model(model, fallback_models, model_concurrency)
+        see_history = mode == "route" if add_history_to_members is None else add_history_to_members
+        self._members = Members(
+            _members_of(where, members, answering, model_retries),
+            see_history=see_history,
+            may_fail=tolerate_member_failures,
+        )
+        _check_mode(where, mode, self._members, output_type)
+        by_id = self._members.by_id
+        # Any: there are too many kinds of tools for mypy to try.
+        all_tools: list[Any] = [*(delegation_tools(self._members) if mode == "coordinate" else ()), *tools]
+        leader: Agent[Turn, Any] = Agent(
+            answering,
             name=id,
             deps_type=Turn,
-            instructions=[text for text in (instructions, self._team_prompt()) if text],
-            tools=[*own_tools, *tools],
+            output_type=route_output(by_id) if mode == "route" else output_type,
+            instructions=[*as_instructions(instructions), *team_prompt(mode, by_id)],
+            tools=all_tools,
+            toolsets=toolsets,
             model_settings=model_settings,
+            retries=retries,
+            tool_timeout=tool_timeout,
+            end_strategy=end_strategy,
+            capabilities=capabilities,
         )
-
-    @property
-    def model_name(self) -> str | None:
-        """The leader's model, as provider:model."""
-        model = self._leader.model
-        return f"{model.system}:{model.model_name}" if isinstance(model, Model) else None
+        context = SessionContext(state_shown=add_session_state_to_context, state_tool=enable_agentic_state)
+        self._leader = AgentRunner(leader, model_retries=model_retries, context=context)
+        self.model_name = model_name_of(answering)
+        self.summarizer = SessionSummary.of(session_summary, answering)
 
     async def run(self, turn: Turn) -> JsonValue:
-        """Take a turn: the leader is shown the session's last runs and the input, and answers."""
-        usage = RunUsage()
+        """Take a turn, in the team's mode."""
+        answer: JsonValue = await within_limits(
+            self._limits, turn, lambda budget: self._answer(turn.parts, turn, budget)
+        )
+        return answer
+
+    async def take_task(self, task: Input, part: Turn, budget: Budget) -> JsonValue:
+        """Do a task as a member of another team, or as a step of a workflow, within its turn."""
+        if self._limits.usage is None:
+            answer: JsonValue = await self._answer(task, part, budget)
+            return answer
+        own = Budget(RunUsage(), self._limits.usage)
         try:
-            with translated_failures():
-                result = await self._leader.run(
-                    prompt(turn.parts),
-                    message_history=history_messages(turn.history),
-                    deps=turn,
-                    usage=usage,
-                    infer_name=False,
-                )
+            answer = await self._answer(task, part, own)
         finally:
-            # Also of a turn that failed: its tokens were spent.
-            turn.usage.input_tokens += usage.input_tokens
-            turn.usage.output_tokens += usage.output_tokens
-            turn.usage.model_requests += usage.requests
-            turn.usage.tool_calls += usage.tool_calls
-            turn.member_runs[:] = members_first(turn.member_runs)
-        return result.output
+            budget.usage.incr(own.usage)
+        return answer
 
-    async def take_task(self, task: str, turn: Turn, usage: RunUsage) -> JsonValue:
-        """Do a task as a member of another team, within its turn."""
-        result = await self._leader.run(task, deps=turn, usage=usage, infer_name=False)
-        return result.output
-
-    def _team_prompt(self) -> str | None:
-        return members_prompt(self._members) if self._members else None
+    async def _answer(self, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - of the team's output type
+        match self._mode:
+            case "route":
+                return await route(self._leader, self._members, given, turn, budget)
+            case "broadcast":
+                return await broadcast(self._leader, self._members, given, turn, budget)
+            case "coordinate":
+                return await self._leader.run(prompt(given), turn, budget)
 
 
-def _members_of(team_id: str, members: Sequence[AnyAgent | Team]) -> dict[str, Member]:
+def _model(model: Model | str, fallbacks: Sequence[Model | str], concurrency: AnyConcurrencyLimit) -> Model:
+    found = infer_model(model)
+    if concurrency is not None:
+        found = ConcurrencyLimitedModel(found, concurrency)
+    return FallbackModel(found, *fallbacks) if fallbacks else found
+
+
+def _check_mode(where: str, mode: str, members: Members, output_type: object) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"{where}: mode {mode!r} is not one of {', '.join(get_args(Mode))}")
+    if mode != "coordinate" and not members.by_id:
+        raise ValueError(f"{where}: mode {mode!r} needs members")
+    if mode == "route" and output_type is not str:
+        raise ValueError(f"{where}: in mode 'route' a member answers; give the members an output_type")
+
+
+def _members_of(where: str, members: Sequence[AnyAgent | Team], model: Model, model_retries: int) -> dict[str, Member]:
     found: dict[str, Member] = {}
     for number, member in enumerate(members, start=1):
-        made = _team_member(member) if isinstance(member, Team) else _agent_member(team_id, number, member)
+        if isinstance(member, Team):
+            made = Member(member.target, member.name, member.description, member.take_task)
+        elif isinstance(member, Agent):
+            made = agent_member(where, number, member, model, model_retries)
+        else:
+            raise ValueError(  # noqa: TRY004 - what can't be is a ValueError, as everywhere in Team
+                f"{where}: member {number} is {type(member).__name__}, not a pydantic-ai Agent or a Team"
+            )
         if made.target.id in found:
-            raise ValueError(f"team {team_id!r}: two members are called {made.target.id!r}")
+            raise ValueError(f"{where}: two members are called {made.target.id!r}")
         found[made.target.id] = made
     return found
-
-
-def _team_member(team: Team) -> Member:
-    return Member(target=team.target, name=team.name, description=team.description, run=team.take_task)
-
-
-def _agent_member(team_id: str, number: int, agent: AnyAgent) -> Member:
-    if not isinstance(agent, Agent):
-        raise ValueError(  # noqa: TRY004 - what can't be is a ValueError, as everywhere in Team
-            f"team {team_id!r}: member {number} is {type(agent).__name__}, not a pydantic-ai Agent or a Team"
-        )
-    if not agent.name:
-        raise ValueError(f"team {team_id!r}: member {number} has no name; give the Agent one: Agent(name=…)")
-    if agent.model is None:
-        raise ValueError(f"team {team_id!r}: the member {agent.name!r} has no model")
-
-    async def run(task: str, turn: Turn, usage: RunUsage) -> JsonValue:
-        result = await agent.run(task, deps=turn, usage=usage, infer_name=False)
-        output: JsonValue = result.output
-        return output
-
-    return Member(
-        target=_target(SessionType.AGENT, agent.name, f"team {team_id!r}: the member's name {agent.name!r}"),
-        name=agent.name,
-        description=str(agent.description) if agent.description else None,
-        run=run,
-    )
-
-
-def _target(kind: SessionType, target_id: str, what: str) -> Target:
-    try:
-        return Target(type=kind, id=target_id)
-    except ValidationError as error:
-        raise ValueError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None

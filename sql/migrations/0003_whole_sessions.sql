@@ -1,0 +1,294 @@
+-- Names, sums and summaries of sessions.
+
+-- The run_index up to which the session's summary covers its runs. Not inside `summary`: Agno fails on keys that it
+-- does not know there.
+alter table agno_sessions add column if not exists summary_run_index bigint;
+
+-- How many completed runs of a session a turn is given: those after its summary, if it keeps one, and at least
+-- `asked` (null: all). At most 20 beyond those asked for are made up for, so that a turn's cost stays what it is
+-- where no summary gets written.
+create function history_length(of_session varchar, asked bigint, covered bigint, summarized boolean) returns bigint
+language sql stable
+return case
+    when asked is null or not summarized then asked
+    else greatest(asked, (
+        select count(*) from (
+            select from agno_runs as run
+            where run.session_id = of_session
+              and run.run_index > coalesce(covered, -1)
+              and run.status = 'COMPLETED'
+              and run.parent_run_id is null
+            order by run.run_index desc
+            limit asked + 20
+        ) as uncovered
+    ))
+end;
+
+-- What a turn is shown of a run; the rest of it can be large.
+create function run_as_history(run_data jsonb) returns jsonb
+language sql immutable
+return jsonb_build_object(
+    'run_id', run_data -> 'run_id', 'input', run_data -> 'input', 'content', run_data -> 'content',
+    'created_at', run_data -> 'created_at'
+);
+
+-- Locks the sessions of some requests and reads what each turn needs. One row a request, in no given order.
+--   requests: [{"position", "run_id", "session_id", "history_runs" (null: all), "summarized"}]
+-- It must stay VOLATILE with the lock in a statement before the read: a statement's snapshot is older than the
+-- lock it takes, and would show the session as it was before the last holder's commit.
+create or replace function claim_turns(requests jsonb)
+returns table (
+    "position" integer,
+    locked boolean,
+    database_time timestamptz,
+    receipt_session_id varchar,
+    receipt_user_id varchar,
+    receipt_target_type varchar,
+    receipt_target_id varchar,
+    receipt_fingerprint bytea,
+    receipt_reply bytea,
+    run_exists boolean,
+    session_exists boolean,
+    session_type varchar,
+    target_id varchar,
+    user_id varchar,
+    session_data jsonb,
+    metadata jsonb,
+    summary jsonb,
+    turn_seq bigint,
+    history jsonb
+)
+language plpgsql volatile
+as $$
+declare
+    held integer[];
+begin
+    held := array(
+        select (request ->> 'position')::integer
+        from jsonb_array_elements(requests) as request
+        where pg_try_advisory_lock(session_lock_key(request ->> 'session_id'))
+    );
+    return query
+    select
+        request."position",
+        request."position" = any (held),
+        clock_timestamp(),
+        receipt.session_id,
+        receipt.user_id,
+        receipt.target_type,
+        receipt.target_id,
+        receipt.fingerprint,
+        receipt.reply,
+        exists (select from agno_runs as run where run.run_id = request.run_id),
+        session.session_id is not null,
+        session.session_type,
+        coalesce(session.team_id, session.agent_id, session.workflow_id),
+        session.user_id,
+        session.session_data,
+        session.metadata,
+        case when request.summarized then session.summary end,
+        session.turn_seq,
+        last_runs.history
+    from jsonb_to_recordset(requests) as request (
+        "position" integer, run_id varchar, session_id varchar, history_runs bigint, summarized boolean
+    )
+    left join receipts as receipt on receipt.run_id = request.run_id
+    left join agno_sessions as session
+        on session.session_id = request.session_id and request."position" = any (held)
+    left join lateral (
+        select jsonb_agg(run_as_history(run.run_data) order by run.run_index, run.created_at, run.run_id) as history
+        from (
+            select completed.run_data, completed.run_index, completed.created_at, completed.run_id
+            from agno_runs as completed
+            where completed.session_id = session.session_id
+              and completed.status = 'COMPLETED'
+              and completed.parent_run_id is null
+            order by completed.run_index desc, completed.created_at desc, completed.run_id desc
+            limit history_length(
+                session.session_id, request.history_runs, session.summary_run_index, request.summarized
+            )
+        ) as run
+    ) as last_runs on receipt.run_id is null;
+end;
+$$;
+
+-- A session's data after a turn: the keys that a turn owns are merged into what is there, so that a name or
+-- another program's key survives. `state` null: the state stays as it is; `name` null: so does the name. `usage`:
+-- what the turn used, summed up in the session's metrics.
+create function merge_session_data(stored jsonb, state jsonb, name text, usage jsonb) returns jsonb
+language sql immutable
+as $$
+    select base.data
+        || case when name is null then '{}' else jsonb_build_object('session_name', name) end
+        || jsonb_build_object('session_state', coalesce(state, object_of(base.data -> 'session_state')))
+        || jsonb_build_object(
+            'session_metrics',
+            '{"details": {}}' || metrics.stored || (
+                select jsonb_object_agg(key, count_of(metrics.stored -> key) + count_of(usage -> key))
+                from unnest(
+                    array['input_tokens', 'output_tokens', 'total_tokens', 'model_requests', 'tool_calls']
+                ) as key
+            )
+        )
+    from (select object_of(stored) as data) as base,
+    lateral (select object_of(base.data -> 'session_metrics') as stored) as metrics;
+$$;
+
+-- Commits finished turns, each of another session whose lock this connection holds: the session row merged, the
+-- runs appended, the receipt with the reply's bytes, the attempts dropped. One row a turn:
+--   committed  all of it is stored
+--   deleted    the session was deleted since the claim: nothing is stored, and it is not resurrected
+--   stale      somebody else wrote the session since the claim: nothing is stored; claim again
+-- turns: [{"position", "session", "turn_seq" (null: the claim saw no session), "runs", "receipt"}]
+create or replace function commit_turns(turns jsonb, replies bytea[])
+returns table ("position" integer, outcome text)
+language plpgsql volatile
+as $$
+declare
+    stored integer[];
+begin
+    -- In one order, as the summaries' are: two batches then can't deadlock.
+    perform from agno_sessions as session
+    where session.session_id in (select entry -> 'session' ->> 'session_id' from jsonb_array_elements(turns) as entry)
+    order by session.session_id
+    for no key update;
+
+    with turn as (
+        select entry."position", entry.turn_seq, s.*
+        from jsonb_to_recordset(turns) as entry ("position" integer, turn_seq bigint, session jsonb),
+             jsonb_to_record(entry.session) as s (
+                 session_id varchar, session_type varchar, agent_id varchar, team_id varchar,
+                 workflow_id varchar, user_id varchar, session_state jsonb, session_name text, usage jsonb,
+                 agent_data jsonb, team_data jsonb, workflow_data jsonb, metadata jsonb,
+                 started bigint, ended bigint
+             )
+    ),
+    updated as (
+        update agno_sessions as session
+        set session_data = merge_session_data(session.session_data, turn.session_state, turn.session_name, turn.usage),
+            metadata = case when turn.metadata = '{}' then session.metadata
+                            else object_of(session.metadata) || turn.metadata end,
+            agent_data = case when turn.agent_data is null then session.agent_data
+                              else object_of(session.agent_data) || turn.agent_data end,
+            team_data = case when turn.team_data is null then session.team_data
+                             else object_of(session.team_data) || turn.team_data end,
+            workflow_data = case when turn.workflow_data is null then session.workflow_data
+                                 else object_of(session.workflow_data) || turn.workflow_data end,
+            updated_at = turn.ended,
+            turn_seq = session.turn_seq + 1
+        from turn
+        where session.session_id = turn.session_id and session.turn_seq = turn.turn_seq
+        returning turn."position"
+    ),
+    inserted as (
+        insert into agno_sessions (
+            session_id, session_type, agent_id, team_id, workflow_id, user_id, session_data,
+            agent_data, team_data, workflow_data, metadata, created_at, updated_at, turn_seq
+        )
+        select
+            turn.session_id, turn.session_type, turn.agent_id, turn.team_id, turn.workflow_id, turn.user_id,
+            merge_session_data(null, turn.session_state, turn.session_name, turn.usage),
+            turn.agent_data, turn.team_data, turn.workflow_data, turn.metadata, turn.started, turn.ended, 1
+        from turn
+        where turn.turn_seq is null
+        order by turn.session_id
+        on conflict (session_id) do nothing
+        returning session_id
+    )
+    select array(
+        select updated."position" from updated
+        union all
+        select turn."position" from turn join inserted on inserted.session_id = turn.session_id
+    ) into stored;
+
+    insert into agno_runs (
+        run_id, session_id, run_type, agent_id, team_id, workflow_id, user_id, parent_run_id, status,
+        run_index, run_data, created_at, updated_at
+    )
+    select
+        run.data ->> 'run_id', entry.session ->> 'session_id', run.type,
+        run.data ->> 'agent_id', run.data ->> 'team_id', run.data ->> 'workflow_id', run.data ->> 'user_id',
+        run.data ->> 'parent_run_id', run.data ->> 'status',
+        (
+            select coalesce(max(earlier.run_index), -1)
+            from agno_runs as earlier
+            where earlier.session_id = entry.session ->> 'session_id'
+        ) + run.number,
+        run.data, (run.data ->> 'created_at')::bigint, (entry.session ->> 'ended')::bigint
+    from jsonb_to_recordset(turns) as entry ("position" integer, session jsonb, runs jsonb),
+         rows from (jsonb_to_recordset(entry.runs) as (type varchar, data jsonb)) with ordinality
+             as run (type, data, number)
+    where entry."position" = any (stored)
+    order by run.data ->> 'run_id';
+
+    perform store_receipts(
+        (
+            select coalesce(jsonb_agg(entry.receipt || jsonb_build_object('position', entry."position")), '[]')
+            from jsonb_to_recordset(turns) as entry ("position" integer, receipt jsonb)
+            where entry."position" = any (stored)
+        ),
+        replies
+    );
+
+    return query
+    select
+        entry."position",
+        case
+            when entry."position" = any (stored) then 'committed'
+            when entry.turn_seq is not null and not exists (
+                select from agno_sessions as session
+                where session.session_id = entry.session ->> 'session_id'
+            ) then 'deleted'
+            else 'stale'
+        end
+    from jsonb_to_recordset(turns) as entry ("position" integer, turn_seq bigint, session jsonb);
+end;
+$$;
+
+drop function merge_session_data(jsonb, jsonb, jsonb);
+
+-- Reads what the summaries of some sessions lack. One row a session that exists, in no given order.
+--   entries: [{"position", "session_id"}]; up to `most` completed runs after those that a summary covers, the oldest
+--   first, and the run_index of the last of them
+create function runs_to_summarize(entries jsonb, most bigint)
+returns table ("position" integer, summary jsonb, runs jsonb, up_to bigint)
+language sql stable
+as $$
+    select entry."position", session.summary, later.runs, later.up_to
+    from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar)
+    join agno_sessions as session on session.session_id = entry.session_id,
+    lateral (
+        select jsonb_agg(run_as_history(run.run_data) order by run.run_index) as runs, max(run.run_index) as up_to
+        from (
+            select completed.run_data, completed.run_index
+            from agno_runs as completed
+            where completed.session_id = session.session_id
+              and completed.run_index > coalesce(session.summary_run_index, -1)
+              and completed.status = 'COMPLETED'
+              and completed.parent_run_id is null
+            order by completed.run_index
+            limit most
+        ) as run
+    ) as later;
+$$;
+
+-- Stores summaries, each of another session, and adds what they cost to the session's metrics. It needs no lock of
+-- the session: a summary that covers less than the stored one changes nothing, nor does one of a deleted session.
+--   entries: [{"session_id", "summary", "up_to", "usage"}]
+create function store_summaries(entries jsonb) returns void
+language plpgsql volatile
+as $$
+begin
+    perform from agno_sessions as session
+    where session.session_id in (select entry ->> 'session_id' from jsonb_array_elements(entries) as entry)
+    order by session.session_id
+    for no key update;
+
+    update agno_sessions as session
+    set summary = entry.summary,
+        summary_run_index = entry.up_to,
+        session_data = merge_session_data(session.session_data, null, null, entry.usage)
+    from jsonb_to_recordset(entries) as entry (session_id varchar, summary jsonb, up_to bigint, usage jsonb)
+    where session.session_id = entry.session_id and coalesce(session.summary_run_index, -1) < entry.up_to;
+end;
+$$;

@@ -1,0 +1,101 @@
+"""One run of one pydantic-ai agent within a turn: a leader's, a member's, a workflow step's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic_ai import Agent, capture_run_messages
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.toolsets import FunctionToolset
+from pydantic_ai.usage import RunUsage, UsageLimits
+
+from worker.executors.turn import Turn
+from worker.team.failures import translated_failures
+from worker.team.history import Prompt, history_messages
+from worker.team.hooks import TurnHooks
+from worker.team.session_context import SessionContext
+from worker.team.transcript import transcript
+
+AnyAgent = Agent[Any, Any]
+
+DEFAULT_MODEL_RETRIES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a turn has used, members included, and what it may use."""
+
+    usage: RunUsage
+    limits: UsageLimits | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRunner:
+    """An agent as a turn runs it. It keeps nothing of a turn."""
+
+    agent: AnyAgent
+    model: Model | None = None
+    """The model of an agent that has none of its own."""
+    model_retries: int = DEFAULT_MODEL_RETRIES
+    context: SessionContext = field(default_factory=SessionContext)
+    """What of the session its model is told."""
+
+    async def run(self, prompt: Prompt, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - of the agent's output type
+        """Run it and return its output. `turn.messages` has what was said, however it ends.
+
+        Raises TurnFailed for what a provider, a tool or a limit is at fault for.
+        """
+        history = history_messages(turn.history)
+        with capture_run_messages() as said, translated_failures():
+            try:
+                result = await self.agent.run(
+                    prompt,
+                    message_history=history or None,
+                    deps=turn,
+                    usage=budget.usage,
+                    usage_limits=budget.limits,
+                    model=self.model if self.agent.model is None else None,
+                    model_settings=self._settings(),
+                    instructions=self.context.instructions(),
+                    toolsets=self._toolsets(),
+                    capabilities=[TurnHooks(self.model_retries)],
+                    infer_name=False,
+                )
+            finally:
+                turn.messages[:] = transcript(_new(said, history))
+        return result.output
+
+    def _settings(self) -> ModelSettings | None:
+        # One layer of retries, with one back-off: the clients of some providers have one of their own.
+        model = self.agent.model if isinstance(self.agent.model, Model) else self.model
+        return ModelSettings(max_retries=0) if model is not None and _has_retries_to_turn_off(model) else None
+
+    def _toolsets(self) -> list[FunctionToolset[Turn]] | None:
+        tools = self.context.tools()
+        return [FunctionToolset(tools)] if tools else None
+
+
+def _has_retries_to_turn_off(model: Model) -> bool:
+    while isinstance(model, WrapperModel):
+        model = model.wrapped
+    return "max_retries" not in model.unsupported_settings
+
+
+def _new(said: Sequence[ModelMessage], history: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
+    return said[len(history) :]
+
+
+def checked_model(agent: AnyAgent) -> Model | None:
+    """Return the agent's model, if it has one. Raises what pydantic-ai does for a wrong name or a missing key."""
+    # With `defer_model_check` a name is kept until the first run; a worker finds out when it starts.
+    return None if agent.model is None else infer_model(agent.model)
+
+
+def model_name_of(model: Model | None) -> str | None:
+    """Return a model's name as provider:model."""
+    return None if model is None else f"{model.system}:{model.model_name}"

@@ -1,0 +1,158 @@
+"""What every model request and tool call of a turn goes through: one pydantic-ai capability.
+
+A model request that fails for a passing reason is made again, after a while. A tool that raises ends the turn with a
+code of its own. Tools that change the session state from threads take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+from pydantic_ai import ModelRetry, RunContext
+from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.exceptions import AgentRunError, RetryModelRequest
+from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ThinkingPart, ToolCallPart
+from pydantic_ai.models import ModelRequestContext
+from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import AbstractToolset, FunctionToolset, WrapperToolset
+from pydantic_ai.toolsets.abstract import ToolsetTool
+from pydantic_ai.toolsets.function import FunctionToolsetTool
+from typing_extensions import override
+
+from worker.errors import ToolFailed, TurnFailed
+from worker.executors.json_values import clean
+from worker.executors.turn import Turn
+from worker.team.failures import given_up, is_passing, seconds_asked_for
+
+_FIRST_WAIT_SECONDS: Final = 0.5
+_LONGEST_WAIT_SECONDS: Final = 8.0
+_LONGEST_ASKED_SECONDS: Final = 60.0
+"""A provider that asks for more patience than this is not waited for: the reply says `retryable` instead. It is what
+OpenAI's own client goes by."""
+
+DELEGATES: Final = "teamturn_delegates"
+"""In the metadata of tools that run members: what they raise was a member's, not a tool's."""
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class TurnHooks(AbstractCapability[Any]):
+    """The hooks of one agent; each run of it gets a copy."""
+
+    model_retries: int
+    _failed: Counter[int] = field(default_factory=Counter)
+    """How many requests failed, by the step of the run."""
+
+    @override
+    async def for_run(self, ctx: RunContext[Any]) -> TurnHooks:
+        return TurnHooks(self.model_retries)
+
+    @override
+    async def on_model_request_error(
+        self, ctx: RunContext[Any], *, request_context: ModelRequestContext, error: Exception
+    ) -> ModelResponse:
+        self._failed[ctx.run_step] += 1
+        tries = self._failed[ctx.run_step]
+        seconds = _wait_seconds(tries, seconds_asked_for(error))
+        name = request_context.model.model_name
+        if not is_passing(error) or tries > self.model_retries or seconds > _LONGEST_ASKED_SECONDS:
+            raise given_up(error, name) from error
+        _log.warning(
+            "model_request_retried",
+            model=name,
+            reason=type(error).__name__,
+            tries=tries,
+            wait_seconds=round(seconds, 2),
+        )
+        await asyncio.sleep(seconds)
+        raise RetryModelRequest
+
+    @override
+    async def after_model_request(
+        self, ctx: RunContext[Any], *, request_context: ModelRequestContext, response: ModelResponse
+    ) -> ModelResponse:
+        # A lone surrogate in a model's text could not be sent back to it with the next request.
+        parts = [_cleaned(part) for part in response.parts]
+        unchanged = all(new is old for new, old in zip(parts, response.parts, strict=True))
+        return response if unchanged else replace(response, parts=parts)
+
+    @override
+    async def after_tool_execute(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        result: Any,
+    ) -> Any:
+        return clean(result) if isinstance(result, str) else result
+
+    @override
+    async def on_tool_execute_error(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        error: Exception,
+    ) -> Any:
+        # What a delegated run ended with has its own code; the rest of these are pydantic-ai's own signals.
+        if isinstance(error, TurnFailed | AgentRunError | ModelRetry) or (tool_def.metadata or {}).get(DELEGATES):
+            raise error
+        # The text may hold anything; the log, which is redacted, has all of it.
+        _log.error("tool_failed", tool=tool_def.name, exc_info=error)
+        raise ToolFailed(f"the tool {tool_def.name!r} raised {type(error).__name__}") from error
+
+    @override
+    def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
+        return toolset.visit_and_replace(_one_at_a_time)
+
+
+def _cleaned(part: ModelResponsePart) -> ModelResponsePart:
+    if not isinstance(part, TextPart | ThinkingPart):
+        return part
+    content = str(clean(part.content))
+    return part if content == part.content else replace(part, content=content)
+
+
+def _wait_seconds(tries: int, asked: float | None) -> float:
+    if asked is not None:
+        return asked
+    longest = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS)
+    # Jitter: many turns that failed together must not come back together.
+    return random.uniform(longest / 2, longest)  # noqa: S311 - nothing secret
+
+
+def _one_at_a_time(toolset: AbstractToolset[Turn]) -> AbstractToolset[Turn]:
+    return _StateInTurn(toolset) if isinstance(toolset, FunctionToolset) else toolset
+
+
+@dataclass
+class _StateInTurn(WrapperToolset[Turn]):
+    """Runs tools one at a time that get the turn in a thread: two of them could read the state before either writes.
+
+    Async tools change it between two awaits, where nobody else runs, and tools without the context don't see it.
+    """
+
+    @override
+    async def call_tool(
+        self, name: str, tool_args: dict[str, Any], ctx: RunContext[Turn], tool: ToolsetTool[Turn]
+    ) -> Any:
+        if not self._reaches_state_from_a_thread(name, tool):
+            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
+        async with ctx.deps.state_lock:
+            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
+
+    def _reaches_state_from_a_thread(self, name: str, tool: ToolsetTool[Turn]) -> bool:
+        if not isinstance(tool, FunctionToolsetTool) or tool.is_async or not isinstance(self.wrapped, FunctionToolset):
+            return False
+        known = self.wrapped.tools.get(tool.original_name or name)
+        return known is None or known.takes_ctx

@@ -1,0 +1,69 @@
+"""The limits of one turn, and what is settled at its end whatever came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import JsonValue
+from pydantic_ai.usage import RunUsage, UsageLimits
+
+from worker.errors import TurnTimedOut
+from worker.executors.json_values import as_json
+from worker.executors.turn import Turn
+from worker.team.agent_run import Budget
+from worker.team.members import members_first
+from worker.team.session_context import begin_state
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class TurnLimits:
+    """What a turn of one target may use and take, and the state that its sessions begin with."""
+
+    usage: UsageLimits | None
+    timeout_seconds: float | None
+    session_state: dict[str, JsonValue]
+
+    @classmethod
+    def checked(
+        cls, where: str, usage: UsageLimits | None, timeout: float | None, state: Mapping[str, JsonValue] | None
+    ) -> TurnLimits:
+        """Return the limits. Raises ValueError, beginning with `where`, for what can't be."""
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"{where}: timeout is a number of seconds above 0, not {timeout}")
+        begun = as_json(dict(state or {}), what=f"{where}: session_state")
+        assert isinstance(begun, dict)  # noqa: S101 - for the type checker: an object stays one
+        return cls(usage, timeout, begun)
+
+
+def check_numbers(where: str, *, history_runs: int | None, model_retries: int) -> None:
+    """Raise ValueError, beginning with `where`, for numbers that can't be."""
+    if history_runs is not None and history_runs < 0:
+        raise ValueError(f"{where}: history_runs is None or 0 and more, not {history_runs}")
+    if model_retries < 0:
+        raise ValueError(f"{where}: model_retries is 0 or more, not {model_retries}")
+
+
+async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget], Awaitable[_T]]) -> _T:
+    """Take a turn within its limits. Raises TurnTimedOut past its time; `answer` raises UsageLimitReached."""
+    begin_state(turn, limits.session_state)
+    usage = RunUsage()
+    time_limit = asyncio.timeout(limits.timeout_seconds)
+    try:
+        async with time_limit:
+            return await answer(Budget(usage, limits.usage))
+    except TimeoutError as error:
+        if not time_limit.expired():
+            raise
+        raise TurnTimedOut(f"the turn ran longer than {limits.timeout_seconds:g} s") from error
+    finally:
+        # Also of a turn that failed: its tokens were spent.
+        turn.usage.input_tokens += usage.input_tokens
+        turn.usage.output_tokens += usage.output_tokens
+        turn.usage.model_requests += usage.requests
+        turn.usage.tool_calls += usage.tool_calls
+        turn.member_runs[:] = members_first(turn.member_runs)

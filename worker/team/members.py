@@ -1,0 +1,171 @@
+"""Members: who they are, and a member's run within a team's turn."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from pydantic import JsonValue, ValidationError
+from pydantic_ai.models import Model
+
+from schemas.ids import SessionType, Target
+from schemas.replies import RunStatus
+from schemas.requests import Input
+from worker.errors import TurnFailed, UsageLimitReached
+from worker.executors.json_values import as_json
+from worker.executors.turn import MemberRun, Turn, text_of
+from worker.team.agent_run import AgentRunner, AnyAgent, Budget, checked_model
+from worker.team.history import prompt
+
+_RUN_IDS: Final = uuid.UUID("5f0e7d38-0f0b-5c62-9d2e-3c1a1f1f6a01")
+"""The namespace of members' run_ids."""
+
+_log = structlog.get_logger()
+
+Answer = Callable[[Input, Turn, Budget], Awaitable[JsonValue]]
+"""Give a member its task, the turn as it takes part in it, and the turn's budget; get its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Somebody who can be given a task within a turn."""
+
+    target: Target
+    name: str
+    description: str | None
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """The members of a team, by id, and how they take part in its turns."""
+
+    by_id: dict[str, Member]
+    see_history: bool
+    """Whether they are shown the session's last runs, as the leader is."""
+    may_fail: bool
+    """Whether a member's failure is told to the leader; else it ends the turn."""
+
+    async def run(self, member_id: str, task: Input, leader: Turn, budget: Budget, *, call: str) -> MemberRun:
+        """Have a member do a task, and return its run, which is kept with the leader's.
+
+        `call` is the same in every attempt of the turn, and makes the run's id. Raises what the member failed with.
+        """
+        member = self.by_id[member_id]
+        return await self._finished(member, begun_run(leader, member.target, member.name, task, call), leader, budget)
+
+    async def run_all(self, task: Input, leader: Turn, budget: Budget, *, call: str) -> list[MemberRun]:
+        """Have every member do the same task, side by side; the runs are in the members' order."""
+        begun = [
+            (member, begun_run(leader, member.target, member.name, task, f"{call}/{member_id}"))
+            for member_id, member in self.by_id.items()
+        ]
+        return await together([self._finished(member, run, leader, budget) for member, run in begun])
+
+    async def _finished(self, member: Member, run: MemberRun, leader: Turn, budget: Budget) -> MemberRun:
+        part = leader.part(run.run_id, run.input, run.messages)
+        if not self.see_history:
+            part.history, part.summary = (), None
+        try:
+            run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
+            run.status = RunStatus.COMPLETED
+        except Exception as error:
+            run.status = RunStatus.ERROR
+            # The usage limit is the whole turn's.
+            if not self.may_fail or not isinstance(error, TurnFailed) or isinstance(error, UsageLimitReached):
+                raise
+            _log.warning("member_failed", member=str(member.target), code=error.code.value, reason=error.message)
+            run.content = f"(failed: {error.code.value}: {error.message})"
+        return run
+
+
+def begun_run(parent: Turn, target: Target, name: str, given: Input, call: str) -> MemberRun:
+    """Add a run that begins now to those of the turn, and return it. `call` makes its id."""
+    run = MemberRun(
+        run_id=_new_run_id(parent, call),
+        parent_run_id=parent.run_id,
+        member=target,
+        name=name,
+        input=given,
+        created_at=int(time.time()),
+    )
+    parent.member_runs.append(run)
+    return run
+
+
+async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[MemberRun]:
+    """Await runs side by side; the first that fails ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in running]
+    except BaseExceptionGroup as failed:
+        first: BaseException = failed
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        raise first from None
+    return [task.result() for task in tasks]
+
+
+def told(runs: Sequence[MemberRun]) -> str:
+    """Return what members answered, each under its id, for a leader to read."""
+    return "\n".join(f'<answer member="{run.member.id}">\n{text_of(run.content)}\n</answer>' for run in runs)
+
+
+def agent_member(where: str, number: int, agent: AnyAgent, model: Model | None, model_retries: int) -> Member:
+    """Return a pydantic-ai agent as a member; `model` is for one that has none. Raises ValueError for what can't be."""
+    if not agent.name:
+        raise ValueError(f"{where}: member {number} has no name; give the Agent one: Agent(name=…)")
+    if checked_model(agent) is None and model is None:
+        raise ValueError(f"{where}: the member {agent.name!r} has no model")
+    runner = AgentRunner(agent, model=model, model_retries=model_retries)
+
+    async def answer(task: Input, part: Turn, budget: Budget) -> JsonValue:
+        output: JsonValue = await runner.run(prompt(task), part, budget)
+        return output
+
+    return Member(
+        target=target_of(SessionType.AGENT, agent.name, f"{where}: the member's name {agent.name!r}"),
+        name=agent.name,
+        description=str(agent.description) if agent.description else None,
+        answer=answer,
+    )
+
+
+def target_of(kind: SessionType, target_id: str, what: str) -> Target:
+    """Return a target. Raises ValueError, beginning with `what`, for an id that can't be one."""
+    try:
+        return Target(type=kind, id=target_id)
+    except ValidationError as error:
+        raise ValueError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def _new_run_id(leader: Turn, call: str) -> str:
+    """Return an id that is the same in every attempt: the call's id is in the leader's recorded answer.
+
+    Some providers use an id again within a run; its uses are counted.
+    """
+    taken = {run.run_id for run in leader.member_runs}
+    for use in itertools.count():
+        run_id = str(uuid.uuid5(_RUN_IDS, f"{leader.run_id}/{call}#{use}"))
+        if run_id not in taken:
+            return run_id
+    raise AssertionError("itertools.count ended")
+
+
+def members_first(runs: Sequence[MemberRun]) -> list[MemberRun]:
+    """Return member runs so that each comes after those below it: readers expect a member's index to be lower."""
+    below: dict[str, list[MemberRun]] = {}
+    for run in runs:
+        below.setdefault(run.parent_run_id, []).append(run)
+    known = {run.run_id for run in runs}
+
+    def placed(run: MemberRun) -> list[MemberRun]:
+        return [*(inner for child in below.get(run.run_id, ()) for inner in placed(child)), run]
+
+    return [inner for run in runs if run.parent_run_id not in known for inner in placed(run)]

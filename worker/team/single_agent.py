@@ -1,0 +1,78 @@
+"""`SingleAgent`: a pydantic-ai agent that takes turns by itself, named by `agent_id`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import JsonValue
+from pydantic_ai import Agent
+from pydantic_ai.usage import UsageLimits
+
+from schemas.ids import SessionType
+from worker.executors.turn import Turn
+from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AgentRunner, AnyAgent, checked_model, model_name_of
+from worker.team.history import prompt
+from worker.team.limits import TurnLimits, check_numbers, within_limits
+from worker.team.members import target_of
+from worker.team.session_context import SessionContext
+from worker.team.summary import SessionSummary
+
+
+class SingleAgent:
+    """A pydantic-ai Agent, as something that can take turns. An Agent in TEAMTURN_TEAMS becomes one with the defaults.
+
+    Tools and instructions of the agent get the Turn as `RunContext.deps`. Raises ValueError for what can't be.
+
+    Args:
+        agent: The pydantic-ai Agent, with a model.
+        id: What requests name it by: `agent_id`; the agent's name by default.
+        usage_limits: As for a Team.
+        model_retries: As for a Team.
+        timeout: As for a Team.
+        history_runs: As for a Team.
+        session_state: As for a Team.
+        add_session_state_to_context: As for a Team.
+        enable_agentic_state: As for a Team.
+        session_summary: As for a Team.
+
+    """
+
+    def __init__(
+        self,
+        agent: AnyAgent,
+        *,
+        id: str | None = None,  # noqa: A002 - the field's word
+        usage_limits: UsageLimits | None = None,
+        model_retries: int = DEFAULT_MODEL_RETRIES,
+        timeout: float | None = None,
+        history_runs: int | None = 3,
+        session_state: Mapping[str, JsonValue] | None = None,
+        add_session_state_to_context: bool = False,
+        enable_agentic_state: bool = False,
+        session_summary: SessionSummary | bool = False,
+    ) -> None:
+        if not isinstance(agent, Agent):
+            raise ValueError(f"SingleAgent needs a pydantic-ai Agent, not {type(agent).__name__}")  # noqa: TRY004 - as in Team
+        called = id or agent.name
+        if not called:
+            raise ValueError("an agent that requests can name needs a name: Agent(name=…), or SingleAgent(id=…)")
+        where = f"agent {called!r}"
+        self.target = target_of(SessionType.AGENT, called, f"agent id {called!r}")
+        self.name = agent.name or called
+        self.history_runs = history_runs
+        model = checked_model(agent)
+        if model is None:
+            raise ValueError(f"{where} has no model")
+        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
+        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
+        context = SessionContext(state_shown=add_session_state_to_context, state_tool=enable_agentic_state)
+        self._runner = AgentRunner(agent, model_retries=model_retries, context=context)
+        self.model_name = model_name_of(model)
+        self.summarizer = SessionSummary.of(session_summary, model)
+
+    async def run(self, turn: Turn) -> JsonValue:
+        """Take a turn."""
+        answer: JsonValue = await within_limits(
+            self._limits, turn, lambda budget: self._runner.run(prompt(turn.parts), turn, budget)
+        )
+        return answer

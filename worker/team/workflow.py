@@ -1,0 +1,189 @@
+"""`Workflow`: named steps, one after the other, each of which sees the results before it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeGuard
+
+from pydantic import JsonValue
+from pydantic_ai import Agent
+from pydantic_ai.usage import UsageLimits
+
+from schemas.ids import SessionType
+from schemas.replies import RunStatus
+from schemas.requests import Input, TextPart
+from worker.executors.json_values import as_json
+from worker.executors.turn import StepResult, Turn, text_of
+from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent, Budget
+from worker.team.limits import TurnLimits, check_numbers, within_limits
+from worker.team.members import Member, agent_member, begun_run, target_of
+from worker.team.team import Team
+
+StepFunction = Callable[[Turn], Awaitable[JsonValue]]
+"""An async function of the Turn, whose `results` are those of the steps before."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a workflow.
+
+    Args:
+        name: What its result is known by, in `turn.results` and in the reply.
+        runs: What does it: a pydantic-ai Agent, a Team, or an async function of the Turn that returns a JSON value.
+
+    """
+
+    name: str
+    runs: AnyAgent | Team | StepFunction
+
+
+class Workflow:
+    """Named steps in order, as something that can take turns. The last step's result is the answer.
+
+    An agent or a team is given the request's input and, after it, the results of the steps before; a function finds
+    them in `turn.results`. All steps share the session's state. Raises ValueError for what can't be.
+
+    Args:
+        id: What requests name it by: `workflow_id`.
+        steps: Steps, or what a step runs: it is then called by the agent's name, the team's id, the function's name.
+        name: What people call it; the id by default.
+        usage_limits: As for a Team: of all steps together.
+        model_retries: As for a Team; a step's Team has its own.
+        timeout: As for a Team.
+        history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
+        add_history_to_steps: Whether agents and teams are shown them.
+        session_state: As for a Team.
+
+    """
+
+    def __init__(
+        self,
+        id: str,  # noqa: A002 - the field's word
+        steps: Sequence[Step | AnyAgent | Team | StepFunction],
+        *,
+        name: str | None = None,
+        usage_limits: UsageLimits | None = None,
+        model_retries: int = DEFAULT_MODEL_RETRIES,
+        timeout: float | None = None,
+        history_runs: int | None = 3,
+        add_history_to_steps: bool = False,
+        session_state: Mapping[str, JsonValue] | None = None,
+    ) -> None:
+        where = f"workflow {id!r}"
+        self.target = target_of(SessionType.WORKFLOW, id, f"workflow id {id!r}")
+        self.name = name or id
+        self.history_runs = history_runs
+        self.model_name = None
+        self.summarizer = None
+        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
+        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
+        self._steps = _checked(where, steps, model_retries, see_history=add_history_to_steps)
+
+    async def run(self, turn: Turn) -> JsonValue:
+        """Take a turn: every step, in order."""
+        return await within_limits(self._limits, turn, lambda budget: self._answer(turn, budget))
+
+    async def _answer(self, turn: Turn, budget: Budget) -> JsonValue:
+        results: dict[str, JsonValue] = {}
+        for step in self._steps:
+            results[step.name] = await step.result(turn, results, budget)
+        return results[self._steps[-1].name]
+
+
+@dataclass(frozen=True, slots=True)
+class _MemberStep:
+    """A step that an agent or a team does, in a run of its own below the workflow's."""
+
+    name: str
+    member: Member
+    see_history: bool
+
+    async def result(self, turn: Turn, results: Mapping[str, JsonValue], budget: Budget) -> JsonValue:
+        run = begun_run(turn, self.member.target, self.member.name, _given(turn.parts, results), self.name)
+        part = turn.part(run.run_id, run.input, run.messages)
+        if not self.see_history:
+            part.history = ()
+        part.results = MappingProxyType(results)
+        run.status = RunStatus.ERROR
+        try:
+            run.content = as_json(await self.member.answer(run.input, part, budget), what=f"step {self.name!r}")
+            run.status = RunStatus.COMPLETED
+        finally:
+            kind = self.member.target.type.value
+            turn.step_results.append(StepResult(self.name, kind, run.status, run.content, run.run_id))
+        return run.content
+
+
+@dataclass(frozen=True, slots=True)
+class _FunctionStep:
+    """A step that a function of the turn does."""
+
+    name: str
+    function: StepFunction
+
+    async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
+        part = turn.part(turn.run_id, turn.parts, [])
+        part.results = MappingProxyType(results)
+        status, content = RunStatus.ERROR, None
+        try:
+            content = as_json(await self.function(part), what=f"step {self.name!r}")
+            status = RunStatus.COMPLETED
+        finally:
+            turn.step_results.append(StepResult(self.name, "function", status, content))
+        return content
+
+
+def _given(asked: Input, results: Mapping[str, JsonValue]) -> Input:
+    """Return what an agent or a team is given: the workflow's input, and after it the results so far."""
+    if not results:
+        return asked
+    told = "\n".join(f'<result step="{name}">\n{text_of(result)}\n</result>' for name, result in results.items())
+    if isinstance(asked, str):
+        return f"{asked}\n\n{told}"
+    return [*asked, TextPart(type="text", text=told)]
+
+
+def _checked(
+    where: str,
+    steps: Sequence[Step | AnyAgent | Team | StepFunction],
+    model_retries: int,
+    *,
+    see_history: bool,
+) -> list[_MemberStep | _FunctionStep]:
+    found: dict[str, _MemberStep | _FunctionStep] = {}
+    for number, given in enumerate(steps, start=1):
+        runs = given.runs if isinstance(given, Step) else given
+        member = _member(where, number, runs, model_retries)
+        name = given.name if isinstance(given, Step) else _name_of(runs, member)
+        if not name:
+            raise ValueError(f"{where}: step {number} has no name; give it one: Step(name, …)")
+        if name in found:
+            raise ValueError(f"{where}: two steps are called {name!r}")
+        if member is not None:
+            found[name] = _MemberStep(name, member, see_history)
+        elif _is_async(runs):
+            found[name] = _FunctionStep(name, runs)
+        else:
+            kind = type(runs).__name__
+            raise ValueError(f"{where}: step {name!r} is {kind}, not an Agent, a Team or an async function")
+    if not found:
+        raise ValueError(f"{where} has no steps")
+    return list(found.values())
+
+
+def _member(where: str, number: int, runs: AnyAgent | Team | StepFunction, model_retries: int) -> Member | None:
+    if isinstance(runs, Team):
+        return Member(runs.target, runs.name, runs.description, runs.take_task)
+    return agent_member(where, number, runs, None, model_retries) if isinstance(runs, Agent) else None
+
+
+def _is_async(runs: object) -> TypeGuard[StepFunction]:
+    """Whether it is an async function, or an object that is called as one, such as an @executor."""
+    return inspect.iscoroutinefunction(runs) or inspect.iscoroutinefunction(type(runs).__call__)
+
+
+def _name_of(runs: AnyAgent | Team | StepFunction, member: Member | None) -> str:
+    return member.target.id if member else str(getattr(runs, "__name__", getattr(runs, "name", "")))
