@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
+from pydantic_ai.tools import ToolDefinition
 
 from teamturn import Team
 
@@ -18,8 +19,8 @@ def _asks_both_members(messages: list[ModelMessage], info: AgentInfo) -> ModelRe
     answers = [str(part.content) for part in last.parts if isinstance(part, ToolReturnPart)]
     if answers:
         return ModelResponse(parts=[TextPart(content=" and ".join(answers))])
-    (tool,) = info.function_tools
-    fields = list(tool.parameters_json_schema["properties"])
+    tool = next(one for one in info.function_tools if any("member" in name for name in _fields(one)))
+    fields = _fields(tool)
     member = next(name for name in fields if "member" in name)
     task = next(name for name in fields if name != member)
     return ModelResponse(
@@ -28,6 +29,10 @@ def _asks_both_members(messages: list[ModelMessage], info: AgentInfo) -> ModelRe
             for name in ("weather", "traffic")
         ]
     )
+
+
+def _fields(tool: ToolDefinition) -> list[str]:
+    return list(tool.parameters_json_schema["properties"])
 
 
 def _says(text: str) -> Callable[[list[ModelMessage], AgentInfo], ModelResponse]:
