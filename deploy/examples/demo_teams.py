@@ -13,6 +13,7 @@ The settings say where RabbitMQ and Postgres are.
 import os
 
 from pydantic import JsonValue
+from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
@@ -32,6 +33,9 @@ def model() -> Model | str:
     return OpenAIChatModel("smollm2", provider=OpenAIProvider(base_url=name, api_key="none"))
 
 
+# The same question gets the same answer. Models that reason refuse a temperature, so it is not for all.
+steady = ModelSettings(temperature=0, max_tokens=200) if not isinstance(model(), str) else None
+
 # A team is a leader model and its members; this one has none, and just answers. It is shown the session's last
 # three runs, so that it can be asked about them.
 demo = Team(
@@ -39,8 +43,24 @@ demo = Team(
     model=model(),
     instructions="Answer in one short sentence.",
     history_runs=3,
-    # The same question gets the same answer. Models that reason refuse a temperature, so it is not for all.
-    model_settings=ModelSettings(temperature=0, max_tokens=200) if not isinstance(model(), str) else None,
+    model_settings=steady,
+)
+
+# Every member answers the same question, at the same time; then the leader sums up.
+panel = Team(
+    id="panel",
+    model=model(),
+    mode="broadcast",
+    members=[
+        Agent(name="brief", instructions="Answer in one short sentence.", model_settings=steady),
+        Agent(
+            name="helpful",
+            instructions="You are a helpful assistant. Answer in one short sentence.",
+            model_settings=steady,
+        ),
+    ],
+    instructions="Answer in one short sentence.",
+    model_settings=steady,
 )
 
 
@@ -54,4 +74,4 @@ async def echo(turn: Turn) -> JsonValue:
     return f"{times}: {turn.input}"
 
 
-teams = [demo, echo]
+teams = [demo, panel, echo]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from contextlib import nullcontext
 
 import pytest
 from rich.console import Console
 
 from schemas.ids import SessionType
-from schemas.replies import RunReply, RunStatus
-from worker.sandbox.conversation import QUESTIONS, WrongAnswerError, _field, _json, check_answer
+from schemas.replies import MemberResponse, RunReply, RunStatus
+from worker.sandbox.conversation import QUESTIONS, WrongAnswerError, _field, _json, check_answer, check_members
 from worker.sandbox.demo import main
 
 
@@ -47,6 +48,19 @@ def test_a_right_answer_passes(number: int, answer: str) -> None:
 def test_a_wrong_answer_is_a_plain_sentence(reply: RunReply, sentence: str) -> None:
     with pytest.raises(WrongAnswerError, match=sentence):
         check_answer(*QUESTIONS[0], reply)
+
+
+@pytest.mark.parametrize(
+    ("answers", "right"),
+    [(["Rome.", "Rome."], True), (["Rome."], False), (["Rome.", ""], False), ([], False)],
+)
+def test_a_panel_is_right_if_both_members_have_answered(answers: list[str], *, right: bool) -> None:
+    reply = _reply("Rome.")
+    reply.member_responses = [
+        MemberResponse(member_id="m", content=answer, status=RunStatus.COMPLETED) for answer in answers
+    ]
+    with nullcontext() if right else pytest.raises(WrongAnswerError, match="of the panel's 2 members"):
+        check_members(reply)
 
 
 def _printed(renderable: object) -> str:

@@ -1,4 +1,4 @@
-"""What the demo shows: two requests of one session, their replies, and the session as it is stored."""
+"""What the demo shows: two requests of a session, one to a team of two members, and the session as it is stored."""
 
 import json
 import uuid
@@ -22,6 +22,9 @@ QUESTIONS: Final = (
     ("What is the capital of France?", "Paris"),
     ("What was my question?", "What is the capital of France?"),
 )
+# Asked of a team whose two members answer at the same time, in a session of its own.
+PANEL_QUESTION: Final = ("What is the capital of Italy?", "Rome")
+PANEL_MEMBERS: Final = 2
 _REPLY_SECONDS = 120
 
 
@@ -44,22 +47,42 @@ async def converse(stage: Stage, console: Console) -> str:
     session_id = f"demo-{uuid.uuid4().hex[:8]}"
     async with RunClient(stage.amqp_url, prefix=stage.prefix) as client:
         for number, (question, expected) in enumerate(QUESTIONS, start=1):
-            request = RunRequest(
-                run_id=str(uuid.uuid4()),
-                session_id=session_id,
-                team_id="demo",
-                user_id="demo-user",
-                input=question,
-            )
-            _show(console, f"Request {number}", request.model_dump_json(exclude_defaults=True))
-            try:
-                reply = await client.run(request, timeout_seconds=_REPLY_SECONDS)
-            except TimeoutError as exc:
-                raise WrongAnswerError(f"{question!r} got no reply within {_REPLY_SECONDS} s.") from exc
-            _show(console, f"Reply {number}", reply.model_dump_json())
+            reply = await _ask(client, console, str(number), team_id="demo", session_id=session_id, question=question)
             check_answer(question, expected, reply)
+        question, expected = PANEL_QUESTION
+        reply = await _ask(
+            client, console, "3, to a team of two", team_id="panel", session_id=f"{session_id}-panel", question=question
+        )
+        check_answer(question, expected, reply)
+        check_members(reply)
     await _show_session(stage, session_id, console)
     return session_id
+
+
+async def _ask(
+    client: RunClient, console: Console, title: str, *, team_id: str, session_id: str, question: str
+) -> RunReply:
+    request = RunRequest(
+        run_id=str(uuid.uuid4()),
+        session_id=session_id,
+        team_id=team_id,
+        user_id="demo-user",
+        input=question,
+    )
+    _show(console, f"Request {title}", request.model_dump_json(exclude_defaults=True))
+    try:
+        reply = await client.run(request, timeout_seconds=_REPLY_SECONDS)
+    except TimeoutError as exc:
+        raise WrongAnswerError(f"{question!r} got no reply within {_REPLY_SECONDS} s.") from exc
+    _show(console, f"Reply {title}", reply.model_dump_json())
+    return reply
+
+
+def check_members(reply: RunReply) -> None:
+    """Raise WrongAnswerError unless both members of the panel have answered."""
+    answered = [one for one in reply.member_responses if one.status is RunStatus.COMPLETED and one.content]
+    if len(answered) != PANEL_MEMBERS:
+        raise WrongAnswerError(f"{len(answered)} of the panel's {PANEL_MEMBERS} members have answered.")
 
 
 def check_answer(question: str, expected: str, reply: RunReply) -> None:

@@ -1,4 +1,4 @@
-"""`deploy/demo`: two questions through the queue to a real model, on servers of its own."""
+"""`deploy/demo`: three questions through the queue to a real model, on servers of its own."""
 
 import argparse
 import asyncio
@@ -26,11 +26,15 @@ _EXAMPLES = PROJECT / "deploy" / "examples"
 _WORKER_SECONDS = 60
 _DESCRIPTION = """\
 From a bare machine to an answer: finds or starts RabbitMQ and Postgres, serves
-a small real model on this machine, starts a worker, and asks two questions
+a small real model on this machine, starts a worker, and asks questions
 through the queue:
 
   What is the capital of France?      and then, in the same session,
   What was my question?
+
+and a third one of a team whose two members answer side by side:
+
+  What is the capital of Italy?
 
 It prints the requests, the replies, and the session as it is stored. Then all
 that it started is stopped and removed. Ports are chosen among the free ones,
@@ -53,7 +57,7 @@ servers, each by the first of these ways that is open:
   packages  Debian's, if you are root
 TEAMTURN_SANDBOX=binaries, for instance, allows that way only.
 
-exit code: 0 if both answers are right, 1 if not, 2 if something is missing,
+exit code: 0 if all answers are right, 1 if not, 2 if something is missing,
 130 on Ctrl-C
 """
 
@@ -136,7 +140,10 @@ def _run(options: argparse.Namespace, console: Console) -> int:
             console.print(f"The worker's log ended so:\n{worker.last_lines()}", markup=False, soft_wrap=True)
             box.keep = False
             return 1
-        console.print("\n[green]Both answers are right.[/] The second one came from the stored session.")
+        console.print(
+            "\n[green]All answers are right.[/] The second one came from the stored session, the third from a team "
+            "of two members."
+        )
         if options.keep:
             _tell_what_next(console, env, session_id, worker, stage.schema)
         return 0
@@ -188,6 +195,7 @@ All of it is still running. In a shell:
 {urls}
   {teamturn} ask "What is the capital of Italy?" --team demo
   {teamturn} ask "What was my question?" --continue
+  {teamturn} ask "What is the capital of Spain?" --team panel --json
   {teamturn} ask hello --team echo
   {teamturn} sessions show {session_id}
   psql "$TEAMTURN_POSTGRES_URL" -c 'select * from {schema}.sessions'

@@ -174,8 +174,11 @@ def _run(
 
 
 def _messages(asked: JsonValue, content: JsonValue, said: tuple[JsonObject, ...]) -> list[JsonObject]:
-    """Return a run's messages so that they end with its answer: Agno's history is made of them."""
-    messages = list(said) or [{"role": "user", "content": _input_text(asked)}]
+    """Return a run's messages from what was asked to its answer: Agno's history and titles are made of them.
+
+    What its model was told beside that, such as the members' answers, is not what the user said.
+    """
+    messages = [{"role": "user", "content": _input_text(asked)}, *said[1:]]
     answer = text_of(content)
     last = messages[-1]
     if content is not None and (last.get("role"), last.get("content")) != ("assistant", answer):
