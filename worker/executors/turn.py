@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from schemas.ids import Target
 from schemas.replies import RunStatus
 from schemas.requests import Input, text_of_input
+from worker.errors import TurnFailed
 from worker.executors.json_values import json_text
 from worker.executors.steps import Steps
 
@@ -66,6 +67,8 @@ class MemberRun:
     content: JsonValue = None
     status: RunStatus = RunStatus.CANCELLED
     """CANCELLED until it has ended: a turn that is cut off leaves it so."""
+    error: TurnFailed | None = None
+    """Why it failed, where that has a code."""
     messages: list[JsonObject] = field(default_factory=list)
     """What it and its model said, as far as it came; see Turn.messages."""
 

@@ -120,6 +120,8 @@ def member_run_data(request: RunRequest, member: MemberRun) -> JsonObject:
         messages=tuple(member.messages),
     )
     stored["parent_run_id"] = member.parent_run_id
+    if member.error is not None:
+        stored["error"] = {"code": member.error.code.value, "message": member.error.message}
     return _cleaned(stored)
 
 

@@ -73,15 +73,13 @@ class Members:
         if not self.see_history:
             part.history, part.summary = (), None
         try:
-            run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
-            run.status = RunStatus.COMPLETED
-        except Exception as error:
-            run.status = RunStatus.ERROR
-            # The usage limit is the whole turn's.
-            if not self.may_fail or not isinstance(error, TurnFailed) or isinstance(error, UsageLimitReached):
+            await finish(run, member, part, budget)
+        except UsageLimitReached:
+            raise  # it is the whole turn's
+        except TurnFailed as error:
+            if not self.may_fail:
                 raise
             _log.warning("member_failed", member=str(member.target), code=error.code.value, reason=error.message)
-            run.content = f"(failed: {error.code.value}: {error.message})"
         return run
 
 
@@ -99,6 +97,17 @@ def begun_run(parent: Turn, target: Target, name: str, given: Input, call: str) 
     return run
 
 
+async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> None:
+    """Have a member do what its run is for; the run says how it ended. Raises what the member failed with."""
+    try:
+        run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
+        run.status = RunStatus.COMPLETED
+    except Exception as error:
+        run.status = RunStatus.ERROR
+        run.error = error if isinstance(error, TurnFailed) else None
+        raise
+
+
 async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[MemberRun]:
     """Await runs side by side; the first that fails ends the others, and is raised."""
     try:
@@ -114,7 +123,14 @@ async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[Me
 
 def told(runs: Sequence[MemberRun]) -> str:
     """Return what members answered, each under its id, for a leader to read."""
-    return "\n".join(f'<answer member="{run.member.id}">\n{text_of(run.content)}\n</answer>' for run in runs)
+    return "\n".join(f'<answer member="{run.member.id}">\n{answer_of(run)}\n</answer>' for run in runs)
+
+
+def answer_of(run: MemberRun) -> str:
+    """Return what a member answered, or that it failed, for a leader to read."""
+    if run.error is not None:
+        return f"This member has failed: {run.error.message}."
+    return text_of(run.content)
 
 
 def agent_member(where: str, number: int, agent: AnyAgent, model: Model | None, model_retries: int) -> Member:

@@ -10,11 +10,11 @@ from pydantic_ai import ModelRetry, RunContext, Tool
 from pydantic_ai.output import ToolOutput
 
 from schemas.requests import Input
-from worker.executors.turn import Turn, text_of
+from worker.executors.turn import Turn
 from worker.team.agent_run import AgentRunner, Budget
 from worker.team.history import prompt, with_text
 from worker.team.hooks import DELEGATES
-from worker.team.members import Member, Members, told
+from worker.team.members import Member, Members, answer_of, told
 
 Mode = Literal["coordinate", "route", "broadcast"]
 
@@ -54,7 +54,7 @@ def delegation_tools(members: Members) -> list[Tool[Turn]]:
         if member_id not in members.by_id:
             raise ModelRetry(_no_such_member(member_id, members.by_id))
         run = await members.run(member_id, task, context.deps, _budget(context), call=context.tool_call_id or "")
-        return text_of(run.content)
+        return answer_of(run)
 
     async def delegate_to_all(context: RunContext[Turn], task: str) -> str:
         """Give every member of your team the same task at once, and get all their answers.

@@ -63,7 +63,7 @@ async def update_session_state(context: RunContext[Turn], changes: dict[str, Any
     state.update(cleaned)
     for key in remove:
         state.pop(key, None)
-    return f"The state is now {json_text(as_json(state, what='the session state'))}"
+    return f"The state now has the keys {', '.join(map(str, state)) or 'none'}."
 
 
 def as_instructions(given: Instructions) -> list[str | TurnInstruction]:

@@ -19,7 +19,7 @@ from worker.executors.json_values import as_json
 from worker.executors.turn import StepResult, Turn, text_of
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent, Budget
 from worker.team.limits import TurnLimits, check_numbers, within_limits
-from worker.team.members import Member, agent_member, begun_run, target_of
+from worker.team.members import Member, agent_member, begun_run, finish, target_of
 from worker.team.team import Team
 
 StepFunction = Callable[[Turn], Awaitable[JsonValue]]
@@ -107,10 +107,8 @@ class _MemberStep:
         if not self.see_history:
             part.history = ()
         part.results = MappingProxyType(results)
-        run.status = RunStatus.ERROR
         try:
-            run.content = as_json(await self.member.answer(run.input, part, budget), what=f"step {self.name!r}")
-            run.status = RunStatus.COMPLETED
+            await finish(run, self.member, part, budget)
         finally:
             kind = self.member.target.type.value
             turn.step_results.append(StepResult(self.name, kind, run.status, run.content, run.run_id))
@@ -127,10 +125,13 @@ class _FunctionStep:
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
         part = turn.part(turn.run_id, turn.parts, [])
         part.results = MappingProxyType(results)
-        status, content = RunStatus.ERROR, None
+        status, content = RunStatus.CANCELLED, None
         try:
             content = as_json(await self.function(part), what=f"step {self.name!r}")
             status = RunStatus.COMPLETED
+        except Exception:
+            status = RunStatus.ERROR
+            raise
         finally:
             turn.step_results.append(StepResult(self.name, "function", status, content))
         return content
