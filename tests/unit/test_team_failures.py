@@ -84,7 +84,9 @@ async def test_models_that_stand_in_for_each_other_answer_if_one_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "retryable"), [(UnexpectedModelBehavior("odd", _SECRET), True), (TypeError(_SECRET), False)], ids=repr
+    ("raised", "retryable"),
+    [(UnexpectedModelBehavior("odd", _SECRET), True), (TypeError(_SECRET), True), (RuntimeError(_SECRET), False)],
+    ids=repr,
 )
 async def test_an_answer_that_is_none_is_the_model_s_error_and_not_the_team_s(
     raised: Exception, *, retryable: bool

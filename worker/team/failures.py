@@ -33,6 +33,8 @@ _PASSING: Final = (
     ModelConnectionError,
     ModelRequestTimeout,
 )
+UNREADABLE: Final = (UnexpectedModelBehavior, TypeError, AttributeError, LookupError, ValueError)
+"""What a model raises whose provider's answer is none: pydantic-ai has no one error for it."""
 _FINAL: Final = (ModelQuotaExceededError, ModelRequestRejectedError, ModelAuthenticationError)
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
@@ -81,14 +83,13 @@ def is_passing(error: BaseException) -> bool:
         case ModelHTTPError():
             return error.status_code in _PASSING_STATUS or error.status_code >= _SERVER_ERRORS
         case _:
-            return isinstance(error, ModelAPIError | UnexpectedModelBehavior)
+            return isinstance(error, (ModelAPIError, *UNREADABLE))
 
 
 def given_up(error: Exception, model_name: str) -> Exception:
     """Return what a request to a model ends with that is not made again.
 
-    Some answers that are none make pydantic-ai raise what a mistake in its user's code would raise, such as a
-    TypeError; here it is known to be the model's.
+    What would be a mistake in the team's code elsewhere, such as a TypeError, is known to be the model's here.
     """
     if isinstance(error, AgentRunError | FallbackExceptionGroup | TurnFailed) and not isinstance(
         error, UnexpectedModelBehavior

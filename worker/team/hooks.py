@@ -117,10 +117,15 @@ class TurnHooks(AbstractCapability[Any]):
 
 
 def _cleaned(part: ModelResponsePart) -> ModelResponsePart:
-    if not isinstance(part, TextPart | ThinkingPart):
-        return part
-    content = str(clean(part.content))
-    return part if content == part.content else replace(part, content=content)
+    match part:
+        case TextPart() | ThinkingPart():
+            content = str(clean(part.content))
+            return part if content == part.content else replace(part, content=content)
+        case ToolCallPart(args=str() as args):
+            cleaned = str(clean(args))
+            return part if cleaned == args else replace(part, args=cleaned)
+        case _:
+            return part
 
 
 def _wait_seconds(tries: int, asked: float | None) -> float:

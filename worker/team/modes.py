@@ -82,7 +82,7 @@ def _budget(context: RunContext[Turn]) -> Budget:
 def route_output(members: Mapping[str, Member]) -> ToolOutput[Any]:
     """Return the output of a leader that routes: a choice of one member's id."""
 
-    def route_to_member(member_id: Annotated[str, Field(json_schema_extra={"enum": list(members)})]) -> str:
+    def route_to_member(member_id: str) -> str:
         """Choose the member who answers.
 
         Args:
@@ -93,7 +93,9 @@ def route_output(members: Mapping[str, Member]) -> ToolOutput[Any]:
             raise ModelRetry(_no_such_member(member_id, members))
         return member_id
 
-    return ToolOutput(route_to_member)
+    # Set here, since as an annotation it would be looked up where the members' names are not known.
+    route_to_member.__annotations__["member_id"] = Annotated[str, Field(json_schema_extra={"enum": list(members)})]
+    return ToolOutput(route_to_member, name=route_to_member.__name__)
 
 
 async def route(leader: AgentRunner, members: Members, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - the member's output

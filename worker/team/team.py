@@ -10,6 +10,7 @@ from pydantic_ai import Agent, AgentRetries, Tool
 from pydantic_ai.agent import EndStrategy
 from pydantic_ai.capabilities import AgentCapability
 from pydantic_ai.concurrency import AnyConcurrencyLimit
+from pydantic_ai.exceptions import ModelAPIError
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
@@ -29,6 +30,7 @@ from worker.team.agent_run import (
     Budget,
     model_name_of,
 )
+from worker.team.failures import UNREADABLE
 from worker.team.history import prompt
 from worker.team.limits import TurnLimits, check_numbers, within_limits
 from worker.team.members import Member, Members, agent_member, target_of
@@ -186,7 +188,7 @@ def _model(model: Model | str, fallbacks: Sequence[Model | str], concurrency: An
     found = infer_model(model)
     if concurrency is not None:
         found = ConcurrencyLimitedModel(found, concurrency)
-    return FallbackModel(found, *fallbacks) if fallbacks else found
+    return FallbackModel(found, *fallbacks, fallback_on=(ModelAPIError, *UNREADABLE)) if fallbacks else found
 
 
 def _check_mode(where: str, mode: str, members: Members, output_type: object) -> None:
