@@ -38,7 +38,6 @@ class ErrorCode(StrEnum):
     """The run_id was used before, for something different."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
-
     SESSION_TOO_LARGE = "session_too_large"
     """With the request's `session_state` or `metadata`, the session's would be larger than is kept."""
 
@@ -48,7 +47,7 @@ class ErrorCode(StrEnum):
 
     # A run that failed; ERROR, stored.
     TURN_TIMEOUT = "turn_timeout"
-    """The turn ran longer than TEAMTURN_TURN_TIMEOUT."""
+    """The turn ran longer than TEAMTURN_TURN_TIMEOUT, or than the team's own time-out."""
     EXECUTOR_FAILED = "executor_failed"
     """The team's or executor's own code raised an error."""
     TOOL_FAILED = "tool_failed"
@@ -60,7 +59,7 @@ class ErrorCode(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     """The model kept giving output or tool calls that don't validate."""
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
-    """The run reached its limit of requests, tokens or tool calls."""
+    """The run reached its limit of requests, tokens, tool calls or cost."""
     SESSION_DELETED = "session_deleted"
     """The session was deleted while the turn ran; it stays deleted."""
 

@@ -51,19 +51,26 @@ class TextPart(_Strict):
     """A piece of text of the input."""
 
     type: Literal["text"]
+    """Says that it is text."""
     text: StrictStr
+    """The text."""
 
 
 class BinaryPart(_Strict):
     """A file of the input: an image, a document, a sound. `data` is base64 on the wire."""
 
     type: Literal["binary"]
+    """Says that it is a file."""
     media_type: Annotated[StrictStr, Field(min_length=3, max_length=255, pattern=r"^[^\s/]+/[^\s/]+$")]
+    """Such as image/png."""
     data: Annotated[bytes, EncodedBytes(encoder=_StrictBase64)]
+    """The file; base64 on the wire."""
 
 
 InputPart = Annotated[TextPart | BinaryPart, Field(discriminator="type")]
+"""A piece of text or a file."""
 Input = StrictStr | Annotated[list[InputPart], Field(min_length=1)]
+"""Text, or a list of at least one part."""
 
 
 def text_of_input(given: Input) -> str:
@@ -100,17 +107,29 @@ class RunRequest(_Strict):
     """
 
     run_id: Id
+    """The idempotency key, global: use a UUID."""
     session_id: Id = ""
+    """The conversation; absent, it is the run_id."""
     team_id: Id | None = None
+    """The team that takes the turn. Exactly one of this and the next two; a session keeps what it began with."""
     agent_id: Id | None = None
+    """The agent that takes the turn."""
     workflow_id: Id | None = None
+    """The workflow that takes the turn."""
     user_id: Id | None = None
+    """Whose session it is; anyone else is refused."""
     input: Input
+    """Text, or a list of parts."""
     session_state: dict[str, JsonValue] = Field(default_factory=dict)
+    """Merged over the stored state before the turn."""
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    """Merged into the session's metadata."""
     stream: StrictBool = False
+    """Whether events are published while the turn runs; not supported yet."""
     deadline: Deadline | None = None
+    """By Postgres's clock: not started by then, it is refused; running then, it ends as ERROR."""
     on_busy: OnBusy = OnBusy.ENQUEUE
+    """What to do when an earlier request of the session is unfinished; only `enqueue` is supported yet."""
 
     @model_validator(mode="before")
     @classmethod

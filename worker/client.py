@@ -31,6 +31,11 @@ class RunClient:
 
         async with RunClient("amqp://guest:guest@localhost:5672/") as client:
             reply = await client.run(RunRequest(run_id=…, team_id="capital", input="What is the capital of France?"))
+
+    Args:
+        amqp_url: RabbitMQ, as in TEAMTURN_AMQP_URL.
+        prefix: The workers' TEAMTURN_PREFIX.
+
     """
 
     def __init__(self, amqp_url: str, *, prefix: str = "teamturn") -> None:

@@ -41,7 +41,7 @@ class TurnFailed(Exception):
 
 
 class TurnTimedOut(TurnFailed):
-    """The turn ran longer than TEAMTURN_TURN_TIMEOUT."""
+    """The turn ran longer than TEAMTURN_TURN_TIMEOUT, or than the team's own time-out."""
 
     code = ErrorCode.TURN_TIMEOUT
     retryable = True
@@ -84,7 +84,7 @@ class InvalidOutput(TurnFailed):
 
 
 class UsageLimitReached(TurnFailed):
-    """The run reached its limit of requests, tokens or tool calls."""
+    """The run reached its limit of requests, tokens, tool calls or cost."""
 
     code = ErrorCode.USAGE_LIMIT_EXCEEDED
 

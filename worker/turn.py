@@ -26,6 +26,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -61,6 +62,14 @@ _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The reply's bytes, and whether they are those of a turn, taken now or before."""
+
+    body: bytes
+    of_turn: bool
+
+
 class TurnTaker:
     """Takes requests, one after the other for each session; see the module's docstring."""
 
@@ -84,13 +93,14 @@ class TurnTaker:
         request, delivery = received.request, received.delivery
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             executor = self._executors.get(request.target)
-            body = await self._answered(received, executor)
-            if body is not None and await self._replies.publish(body, request, delivery):
+            answer = await self._answered(received, executor)
+            if answer is not None and await self._replies.publish(answer.body, request, delivery):
                 await delivery.ack()
-            if body is not None and executor is not None and executor.summarizer is not None:
+            # Not for a refusal: the session may be somebody else's.
+            if answer is not None and answer.of_turn and executor is not None and executor.summarizer is not None:
                 self._summaries.want(request.session_id, executor.summarizer)
 
-    async def _answered(self, received: RequestDelivery, executor: Executor | None) -> bytes | None:
+    async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         """Return the answer, stored; or None, if the delivery died while there was none."""
         request, tries = received.request, 0
         while received.alive:
@@ -122,7 +132,7 @@ class TurnTaker:
             tries += 1
         return None
 
-    async def _settled(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None) -> bytes:
+    async def _settled(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None) -> _Answer:
         """Return the answer to a claimed request, stored if it has to be."""
         match decide(
             claimed.request,
@@ -132,11 +142,11 @@ class TurnTaker:
         ):
             case Replay(reply):
                 _log.info("turn_replayed")
-                return reply
+                return _Answer(reply, of_turn=True)
             case Refuse() as refusal:
-                return await self._refused(claimed, received, refusal)
+                return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
             case Execute() if executor is not None:
-                return await self._executed(claimed, received, executor)
+                return _Answer(await self._executed(claimed, received, executor), of_turn=True)
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
 

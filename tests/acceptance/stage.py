@@ -96,12 +96,12 @@ async def two_at_a_time(runs: Mapping[str, Callable[[], Awaitable[Result]]]) -> 
 
 
 def worker_on(
-    settings: Settings, gates: Gates | None = None, *, teams: str = TEAMS, **environment: str
+    settings: Settings, gates: Gates | None = None, *, teams: str = TEAMS, cwd: Path = DATA, **environment: str
 ) -> WorkerProcess:
-    """A worker process with teams of tests/data."""
+    """A worker process with teams of tests/data, or of another directory."""
     if gates is not None:
         environment["TEST_GATES"] = str(gates.folder)
-    return WorkerProcess(settings, teams, cwd=DATA, **QUICKER | environment)
+    return WorkerProcess(settings, teams, cwd=cwd, **QUICKER | environment)
 
 
 @asynccontextmanager
@@ -126,6 +126,7 @@ async def staged(
     folder: Path,
     *,
     teams: str = TEAMS,
+    cwd: Path = DATA,
     environment: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stage]:
     """A stage with a worker that consumes, until the end of the block."""
@@ -142,7 +143,7 @@ async def staged(
         try:
             async with TestBroker(sandbox.amqp_url, settings.prefix) as broker:
                 try:
-                    async with worker_on(settings, gates, teams=teams, **(environment or {})) as worker:
+                    async with worker_on(settings, gates, teams=teams, cwd=cwd, **(environment or {})) as worker:
                         await worker.consuming()
                         yield Stage(settings, worker, broker, database, gates)
                 finally:

@@ -17,7 +17,7 @@ from schemas.requests import RunRequest
 from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, json_text
 from worker.executors.steps import Steps
-from worker.executors.turn import Executor, PastRun, SessionLabel, Turn
+from worker.executors.turn import Executor, PastRun, SharedSession, Turn
 from worker.sessions.claim import SessionRow
 
 _CANCELLATION_SECONDS: Final = 2.0
@@ -54,9 +54,10 @@ def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[Pas
         metadata=deepcopy(stored_metadata | request.metadata),
         attempt=attempt,
         history=history,
-        session_state=deepcopy(stored_state | request.session_state),
+        session=SharedSession(
+            deepcopy(stored_state | request.session_state), None if session is None else session.name
+        ),
         steps=Steps(),
-        label=SessionLabel(None if session is None else session.name),
         summary=None if session is None else session.summary,
     )
 

@@ -47,9 +47,13 @@ def executor(
 ) -> Callable[[TurnFunction], FunctionExecutor]:
     """Make an async function `(turn: Turn) -> JSON value` one that can take turns.
 
-    `kind` says by which field requests name it: team_id, agent_id or workflow_id. `history_runs` is how many
-    completed runs of the session `turn.history` holds; None: all, 0: none. Raises ValueError for a wrong id or
-    kind, TypeError for a function that is not async.
+    Raises ValueError for a wrong id or kind, TypeError for a function that is not async.
+
+    Args:
+        id: What requests name it by.
+        kind: By which field they do: team_id, agent_id or workflow_id.
+        history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
+
     """
     try:
         target = Target(type=SessionType(kind), id=id)

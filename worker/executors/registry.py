@@ -32,15 +32,16 @@ def load_executors(teams: str) -> Executors:
     if here not in sys.path:
         sys.path.append(here)
     found: dict[Target, Executor] = {}
+    agents: dict[int, Executor] = {}
     for entry in entries:
-        for executor in _executors_in(entry):
+        for executor in _executors_in(entry, agents):
             if executor.target in found and found[executor.target] is not executor:
                 raise StartupError(f"TEAMTURN_TEAMS names {executor.target} twice; each id is for one")
             found[executor.target] = executor
     return found
 
 
-def _executors_in(entry: str) -> Iterable[Executor]:
+def _executors_in(entry: str, agents: dict[int, Executor]) -> Iterable[Executor]:
     module_name, colon, attribute = entry.partition(":")
     if not (module_name and colon and attribute):
         raise StartupError(f"TEAMTURN_TEAMS has {entry!r}, which is no module:attribute: {_EXAMPLE}")
@@ -50,14 +51,14 @@ def _executors_in(entry: str) -> Iterable[Executor]:
             found = getattr(found, name)
         except AttributeError:
             raise StartupError(f"TEAMTURN_TEAMS: the module {module_name} has no {attribute!r}") from None
-    if (single := _as_executor(found, entry)) is not None:
+    if (single := _as_executor(found, entry, agents)) is not None:
         return [single]
     if isinstance(found, Iterable) and not isinstance(found, str | bytes | Mapping):
         try:
             several = list(found)
         except Exception as error:
             raise StartupError(_failure(entry, error)) from error
-        executors = [executor for one in several if (executor := _as_executor(one, entry)) is not None]
+        executors = [executor for one in several if (executor := _as_executor(one, entry, agents)) is not None]
         if executors and len(executors) == len(several):
             return executors
     raise StartupError(
@@ -100,8 +101,8 @@ def _is_library(filename: str) -> bool:
     return inside or "site-packages" in filename or filename.startswith("<frozen")
 
 
-def _as_executor(found: Any, entry: str) -> Executor | None:  # noqa: ANN401 - whatever the module holds
-    """Return what can take a turn; a pydantic-ai Agent is made a SingleAgent. None if it is neither."""
+def _as_executor(found: Any, entry: str, agents: dict[int, Executor]) -> Executor | None:  # noqa: ANN401 - whatever the module holds
+    """Return what can take a turn; a pydantic-ai Agent is made a SingleAgent, once. None if it is neither."""
     if isinstance(getattr(found, "target", None), Target) and callable(getattr(found, "run", None)):
         executor: Executor = found
         return executor
@@ -112,6 +113,6 @@ def _as_executor(found: Any, entry: str) -> Executor | None:  # noqa: ANN401 - w
     from worker.team.single_agent import SingleAgent  # noqa: PLC0415 - loads the model libraries
 
     try:
-        return SingleAgent(found)
+        return agents.setdefault(id(found), agents.get(id(found)) or SingleAgent(found))
     except Exception as error:
         raise StartupError(_failure(entry, error)) from error

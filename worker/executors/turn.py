@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from worker.executors.json_values import json_text
 from worker.executors.steps import Steps
 
 JsonObject = dict[str, Any]
+"""A JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +26,13 @@ class PastRun:
     """A completed run of the session."""
 
     run_id: str
+    """The run's id."""
     input: str
     """The input's text."""
     content: JsonValue
+    """The answer: text, or JSON."""
     created_at: int
+    """When it was begun: unix seconds."""
     parts: Input | None = None
     """The input as it was sent, where it was more than text."""
 
@@ -49,9 +54,13 @@ class Usage:
     """What a turn used so far, members included."""
 
     input_tokens: int = 0
+    """Tokens that models read."""
     output_tokens: int = 0
+    """Tokens that models wrote."""
     model_requests: int = 0
+    """Requests that models answered."""
     tool_calls: int = 0
+    """Calls of tools that succeeded."""
 
 
 @dataclass(slots=True)
@@ -59,12 +68,19 @@ class MemberRun:
     """A member's part of a team's turn; stored as a run of its own below the one it belongs to."""
 
     run_id: str
+    """The same in every attempt of the turn."""
     parent_run_id: str
+    """The run that it is part of."""
     member: Target
+    """The agent or team that took it."""
     name: str
+    """What people call the member."""
     input: Input
+    """The member's task."""
     created_at: int
+    """When it was begun: unix seconds."""
     content: JsonValue = None
+    """The member's answer."""
     status: RunStatus = RunStatus.CANCELLED
     """CANCELLED until it has ended: a turn that is cut off leaves it so."""
     error: TurnFailed | None = None
@@ -78,63 +94,117 @@ class StepResult:
     """What one step of a workflow ended with."""
 
     name: str
+    """The step's name."""
     kind: str
     """What did it: "agent", "team" or "function"."""
+    executor: str
+    """What people call that: the agent's, the team's or the function's name."""
     status: RunStatus
+    """How it ended."""
     content: JsonValue = None
+    """Its result."""
     run_id: str | None = None
     """The run of the agent or team that did it; None for a function."""
 
 
-@dataclass(slots=True)
-class SessionLabel:
-    """The session's name, in an object of its own: all parts of a turn share it."""
+class StateLock:
+    """Keeps tools that change the state from a thread apart from each other, and from all that see the state."""
 
+    def __init__(self) -> None:
+        self._entering = asyncio.Lock()
+        self._sharing = 0
+        self._nobody = asyncio.Event()
+        self._nobody.set()
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Hold it with others that share it."""
+        async with self._entering:
+            self._sharing += 1
+            self._nobody.clear()
+        try:
+            yield
+        finally:
+            self._sharing -= 1
+            if not self._sharing:
+                self._nobody.set()
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """Hold it alone; who comes later waits, whoever is there is waited for."""
+        async with self._entering:
+            await self._nobody.wait()
+            yield
+
+
+@dataclass(slots=True)
+class SharedSession:
+    """What of the session all parts of a turn share, in an object of its own: each may put another value in its place.
+
+    The state, the name, and the lock of what changes them.
+    """
+
+    state: dict[str, JsonValue]
     name: str | None = None
+    lock: StateLock = field(default_factory=StateLock, repr=False)
 
 
 @dataclass(slots=True)
 class Turn:
-    """One turn of a session, as an executor sees it.
-
-    `session_state` is a dict of this turn's own: change it as you like; it is stored if the turn completes.
-    """
+    """One turn of a session, as an executor sees it."""
 
     run_id: str
+    """The request's run_id; in a member's part of the turn, the member's own."""
     session_id: str
+    """The session that the turn is of."""
     user_id: str | None
+    """Whose session it is; None: nobody's."""
     input: str
     """The input's text; of several parts, the text parts, a line each."""
     parts: Input
     """The input as it was sent: a string, or a list of text and binary parts."""
     metadata: dict[str, JsonValue]
+    """The session's metadata, with the request's merged into it."""
     attempt: int
+    """Which attempt of the run this is, from 1."""
     history: tuple[PastRun, ...]
     """The last `history_runs` completed runs of the session, oldest first."""
-    session_state: dict[str, JsonValue]
+    session: SharedSession
+    """What all parts of the turn share; `session_state` and `session_name` are of it."""
     steps: Steps = field(repr=False)
-    label: SessionLabel = field(default_factory=SessionLabel, repr=False)
     summary: str | None = None
     """The summary of the session so far, where its team keeps one; it covers what is older than the history."""
     results: Mapping[str, JsonValue] = field(default_factory=dict)
     """In a step of a workflow: what the steps before it ended with, by name."""
     usage: Usage = field(default_factory=Usage)
+    """What the turn used so far, members included."""
     member_runs: list[MemberRun] = field(default_factory=list)
+    """What members did in this turn so far."""
     step_results: list[StepResult] = field(default_factory=list)
     """In a workflow: its steps so far."""
     messages: list[JsonObject] = field(default_factory=list)
     """What was said in this run, with roles as Agno stores them; empty: its input and its answer say it all."""
-    state_lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
-    """Held by one tool at a time of those that reach the state from a thread of their own."""
+
+    @property
+    def session_state(self) -> dict[str, JsonValue]:
+        """The session's state, with the request's merged over it: a dict of this turn's own.
+
+        Change it as you like, or put another in its place; it is stored if the turn completes.
+        """
+        return self.session.state
+
+    @session_state.setter
+    def session_state(self, state: dict[str, JsonValue]) -> None:
+        self.session.state = state
 
     @property
     def session_name(self) -> str | None:
         """What people see the session under; a new one is stored if the turn completes."""
-        return self.label.name
+        return self.session.name
 
     @session_name.setter
     def session_name(self, name: str | None) -> None:
-        self.label.name = name
+        self.session.name = name
 
     async def step(self, name: str, fn: Callable[[], JsonValue | Awaitable[JsonValue]]) -> JsonValue:
         """Run `fn` as a step of this turn, and return its result.

@@ -130,7 +130,7 @@ def _step_output(result: StepResult) -> JsonObject:
         "step_name": result.name,
         "step_type": "Step",
         "executor_type": result.kind,
-        "executor_name": result.name,
+        "executor_name": result.executor,
         "step_run_id": result.run_id,
         "content": result.content,
         "success": result.status is RunStatus.COMPLETED,

@@ -22,6 +22,7 @@ from worker.team.session_context import SessionContext
 from worker.team.transcript import transcript
 
 AnyAgent = Agent[Any, Any]
+"""A pydantic-ai Agent, of any dependencies and output; the dependencies it is run with are the Turn."""
 
 DEFAULT_MODEL_RETRIES: Final = 3
 

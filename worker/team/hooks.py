@@ -1,7 +1,7 @@
 """What every model request and tool call of a turn goes through: one pydantic-ai capability.
 
 A model request that fails for a passing reason is made again, after a while. A tool that raises ends the turn with a
-code of its own. Tools that change the session state from threads take turns.
+code of its own. Tools that change the session state from threads are kept apart.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -113,7 +114,7 @@ class TurnHooks(AbstractCapability[Any]):
 
     @override
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
-        return toolset.visit_and_replace(_one_at_a_time)
+        return toolset.visit_and_replace(_around_the_state)
 
 
 def _cleaned(part: ModelResponsePart) -> ModelResponsePart:
@@ -136,28 +137,33 @@ def _wait_seconds(tries: int, asked: float | None) -> float:
     return random.uniform(longest / 2, longest)  # noqa: S311 - nothing secret
 
 
-def _one_at_a_time(toolset: AbstractToolset[Turn]) -> AbstractToolset[Turn]:
+def _around_the_state(toolset: AbstractToolset[Turn]) -> AbstractToolset[Turn]:
     return _StateInTurn(toolset) if isinstance(toolset, FunctionToolset) else toolset
 
 
 @dataclass
 class _StateInTurn(WrapperToolset[Turn]):
-    """Runs tools one at a time that get the turn in a thread: two of them could read the state before either writes.
+    """Keeps tools that get the turn in a thread apart from all others that get it.
 
-    Async tools change it between two awaits, where nobody else runs, and tools without the context don't see it.
+    Between such a tool's reading the state and its writing it, somebody else could. Async tools change it between two
+    awaits, where no other one runs, and so go side by side; tools without the context don't see it.
     """
 
     @override
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Turn], tool: ToolsetTool[Turn]
     ) -> Any:
-        if not self._reaches_state_from_a_thread(name, tool):
-            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
-        async with ctx.deps.state_lock:
+        async with self._held(name, ctx, tool):
             return await self.wrapped.call_tool(name, tool_args, ctx, tool)
 
-    def _reaches_state_from_a_thread(self, name: str, tool: ToolsetTool[Turn]) -> bool:
-        if not isinstance(tool, FunctionToolsetTool) or tool.is_async or not isinstance(self.wrapped, FunctionToolset):
-            return False
+    def _held(
+        self, name: str, ctx: RunContext[Turn], tool: ToolsetTool[Turn]
+    ) -> AbstractAsyncContextManager[None, bool | None]:
+        if not isinstance(tool, FunctionToolsetTool) or not isinstance(self.wrapped, FunctionToolset):
+            return nullcontext()
         known = self.wrapped.tools.get(tool.original_name or name)
-        return known is None or known.takes_ctx
+        # Who delegates changes nothing by itself, and waits for members whose tools may want to be alone.
+        if known is not None and (not known.takes_ctx or (known.metadata or {}).get(DELEGATES)):
+            return nullcontext()
+        lock = ctx.deps.session.lock
+        return lock.shared() if tool.is_async else lock.alone()

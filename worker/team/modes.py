@@ -17,6 +17,7 @@ from worker.team.hooks import DELEGATES
 from worker.team.members import Member, Members, answer_of, told
 
 Mode = Literal["coordinate", "route", "broadcast"]
+"""How a leader and its members take a turn together."""
 
 _COORDINATE: Final = (
     "Give a member a task with the tool delegate_task, or all of them the same one with delegate_to_all. They see "
@@ -101,7 +102,10 @@ def route_output(members: Mapping[str, Member]) -> ToolOutput[Any]:
 async def route(leader: AgentRunner, members: Members, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - the member's output
     """Let the leader choose a member, who is given the input; its answer is the answer."""
     choice = await leader.run(prompt(given), turn, budget)
-    return (await members.run(choice, given, turn, budget, call="route")).content
+    run = await members.run(choice, given, turn, budget, call="route")
+    if run.error is not None:
+        raise run.error  # there is nobody else who could answer
+    return run.content
 
 
 async def broadcast(leader: AgentRunner, members: Members, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - the leader's output

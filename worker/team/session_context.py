@@ -14,6 +14,7 @@ from worker.executors.json_values import as_json, json_text
 from worker.executors.turn import Turn
 
 InstructionFunction = Callable[..., Any]
+"""A function, async or not, of the Turn, of pydantic-ai's RunContext[Turn], or of nothing; it returns text or None."""
 Instructions = str | InstructionFunction | Sequence[str | InstructionFunction] | None
 """Text, or a function of the turn that returns text or nothing, or several of them."""
 

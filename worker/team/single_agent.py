@@ -26,8 +26,10 @@ class SingleAgent:
     Args:
         agent: The pydantic-ai Agent, with a model.
         id: What requests name it by: `agent_id`; the agent's name by default.
-        usage_limits: As for a Team.
-        model_retries: As for a Team.
+        usage_limits: pydantic-ai's UsageLimits of a turn: requests, tokens, tool calls, cost in USD. By default 50
+            requests. Reached, the turn ends as `usage_limit_exceeded`.
+        model_retries: How often a request to the model that failed for a passing reason (429, 5xx, no connection) is
+            made again, with back-off, or after the time that the provider asks for, up to 60 s.
         timeout: As for a Team.
         history_runs: As for a Team.
         session_state: As for a Team.

@@ -18,7 +18,7 @@ from pydantic_ai.output import OutputSpec
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import ToolFuncEither
 from pydantic_ai.toolsets import AgentToolset
-from pydantic_ai.usage import RunUsage, UsageLimits
+from pydantic_ai.usage import UsageLimits
 
 from schemas.ids import SessionType
 from schemas.requests import Input
@@ -32,7 +32,7 @@ from worker.team.agent_run import (
 )
 from worker.team.failures import UNREADABLE
 from worker.team.history import prompt
-from worker.team.limits import TurnLimits, check_numbers, within_limits
+from worker.team.limits import TurnLimits, check_numbers, nested, within_limits
 from worker.team.members import Member, Members, agent_member, target_of
 from worker.team.modes import Mode, broadcast, delegation_tools, route, route_output, team_prompt
 from worker.team.session_context import Instructions, SessionContext, as_instructions
@@ -164,14 +164,8 @@ class Team:
 
     async def take_task(self, task: Input, part: Turn, budget: Budget) -> JsonValue:
         """Do a task as a member of another team, or as a step of a workflow, within its turn."""
-        if self._limits.usage is None:
-            answer: JsonValue = await self._answer(task, part, budget)
-            return answer
-        own = Budget(RunUsage(), self._limits.usage)
-        try:
-            answer = await self._answer(task, part, own)
-        finally:
-            budget.usage.incr(own.usage)
+        with nested(budget, self._limits.usage) as own:
+            answer: JsonValue = await self._answer(task, part, own)
         return answer
 
     async def _answer(self, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - of the team's output type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeGuard
@@ -31,7 +32,7 @@ class Step:
     """A step of a workflow.
 
     Args:
-        name: What its result is known by, in `turn.results` and in the reply.
+        name: What its result is known by: in `turn.results`, and as `member_id` in the reply's `member_responses`.
         runs: What does it: a pydantic-ai Agent, a Team, or an async function of the Turn that returns a JSON value.
 
     """
@@ -51,7 +52,7 @@ class Workflow:
         steps: Steps, or what a step runs: it is then called by the agent's name, the team's id, the function's name.
         name: What people call it; the id by default.
         usage_limits: As for a Team: of all steps together.
-        model_retries: As for a Team; a step's Team has its own.
+        model_retries: How often a request of a step's agent is made again; a step's Team has its own.
         timeout: As for a Team.
         history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
         add_history_to_steps: Whether agents and teams are shown them.
@@ -106,12 +107,12 @@ class _MemberStep:
         part = turn.part(run.run_id, run.input, run.messages)
         if not self.see_history:
             part.history = ()
-        part.results = MappingProxyType(results)
+        part.results = _results(results)
         try:
             await finish(run, self.member, part, budget)
         finally:
             kind = self.member.target.type.value
-            turn.step_results.append(StepResult(self.name, kind, run.status, run.content, run.run_id))
+            turn.step_results.append(StepResult(self.name, kind, self.member.name, run.status, run.content, run.run_id))
         return run.content
 
 
@@ -124,7 +125,7 @@ class _FunctionStep:
 
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
         part = turn.part(turn.run_id, turn.parts, [])
-        part.results = MappingProxyType(results)
+        part.results = _results(results)
         status, content = RunStatus.CANCELLED, None
         try:
             content = as_json(await self.function(part), what=f"step {self.name!r}")
@@ -133,8 +134,14 @@ class _FunctionStep:
             status = RunStatus.ERROR
             raise
         finally:
-            turn.step_results.append(StepResult(self.name, "function", status, content))
+            called = _name_of(self.function, None)
+            turn.step_results.append(StepResult(self.name, "function", called, status, content))
         return content
+
+
+def _results(results: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Return results as a step may see them: what it does to them is its own affair."""
+    return MappingProxyType(deepcopy(dict(results)))
 
 
 def _given(asked: Input, results: Mapping[str, JsonValue]) -> Input:
