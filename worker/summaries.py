@@ -12,7 +12,7 @@ import asyncio
 from typing import Final
 
 import structlog
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bound_contextvars, clear_contextvars
 
 from worker.errors import StatementRefused, StoreUnavailable
 from worker.executors.turn import Summarizer
@@ -53,6 +53,7 @@ class Summaries:
 
     async def _write_wanted(self, session_id: str) -> None:
         try:
+            clear_contextvars()  # of the turn that wanted it first
             with bound_contextvars(session_id=session_id):
                 while (summarizer := self._wanted.pop(session_id, None)) is not None:
                     await self._write(session_id, summarizer)

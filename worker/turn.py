@@ -30,9 +30,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import structlog
+from pydantic_core import from_json
 from structlog.contextvars import bind_contextvars, bound_contextvars
 
-from schemas.replies import RunReply
+from schemas.replies import RunReply, RunStatus
 from worker.decide import Execute, Refuse, Replay, decide
 from worker.errors import (
     ClaimOutdated,
@@ -142,7 +143,7 @@ class TurnTaker:
         ):
             case Replay(reply):
                 _log.info("turn_replayed")
-                return _Answer(reply, of_turn=True)
+                return _Answer(reply, of_turn=from_json(reply)["status"] != RunStatus.REJECTED)
             case Refuse() as refusal:
                 return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
             case Execute() if executor is not None:

@@ -310,6 +310,7 @@ async def test_a_finished_run_that_is_delivered_again_has_its_summary_made_up_fo
     assert len({message.body for message in broker.replies}) == 1
 
 
+@pytest.mark.parametrize("times", [1, 2], ids=["delivered once", "delivered twice"])
 @pytest.mark.parametrize(
     ("refused", "code"),
     [
@@ -318,14 +319,16 @@ async def test_a_finished_run_that_is_delivered_again_has_its_summary_made_up_fo
     ],
 )
 async def test_a_refused_request_has_no_summary_written_of_somebody_else_s_session(
-    settings: Settings, broker: TestBroker, database: asyncpg.Connection, refused: Json, code: str
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection, refused: Json, code: str, *, times: int
 ) -> None:
     """Its team's model would be given what another's users said."""
     scribe = Scribe()
     async with worker_of(settings, Team("plain", answering().model), summed_up(answering(), scribe.model)) as worker:
         await broker.reply(await broker.ask("s1", "secret", team_id="plain", user_id="u1"))
-        reply = await broker.reply(await broker.ask("s1", "mine", **refused))
-        assert reply["error"]["code"] == code
+        for _ in range(times):
+            await broker.ask("s1", "mine", run_id="refused", **refused)
+        assert (await broker.reply("refused"))["error"]["code"] == code
+        await eventually(lambda: len(broker.replies) == 1 + times)
         await ask(broker, "q1", session_id="s2")
         await covered(database, 0, "s2")
         await worker.summaries.drained()

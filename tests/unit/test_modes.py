@@ -321,6 +321,21 @@ async def test_a_nested_team_s_own_limit_does_not_lift_the_one_above_it(mode: An
     assert turn.usage.model_requests == 3
 
 
+async def test_nor_do_those_of_several_nested_teams_side_by_side() -> None:
+    """Each of the three would ask nine times; when five requests are made, two more may be under way."""
+
+    def busy(name: str) -> Team:
+        leader = responses(*[tasks(("deep", "x"))] * 4, text("dug")).model
+        return Team(name, leader, members=[member("deep")], usage_limits=UsageLimits(request_limit=50))
+
+    turn = a_turn()
+    members = [busy(name) for name in ("a", "b", "c")]
+    with pytest.raises(UsageLimitReached):
+        limits = UsageLimits(request_limit=5)
+        await Team("t", says("x"), members=members, mode="broadcast", usage_limits=limits).run(turn)
+    assert turn.usage.model_requests <= 5 + 2
+
+
 @pytest.mark.parametrize("limit", [2, None])
 async def test_model_concurrency_bounds_the_requests_under_way(limit: int | None) -> None:
     model, under_way = crowd()

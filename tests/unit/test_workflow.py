@@ -306,7 +306,7 @@ _MODELLESS: Agent[Turn, str] = Agent(name="plain", deps_type=Turn)
         (partial(Workflow, "w", [Step("a", fetch), Step("a", broken)]), "two steps are called 'a'"),
         (partial(Workflow, "w", [fetch, Step("", fetch)]), "step 2 has no name"),
         (partial(Workflow, "w", [partial(fetch)]), "step 1 has no name"),
-        (partial(Workflow, "w", [fetch, _NAMELESS]), "member 2 has no name"),
+        (partial(Workflow, "w", [fetch, _NAMELESS]), "step 2 has no name"),
         (partial(Workflow, "w", [_MODELLESS]), "no model"),
         (partial(Workflow, "w", [_any_step("a", lambda _: None)]), "step 'a' is function"),
         (partial(Workflow, "w", [_any_step("a", "researcher")]), "step 'a' is str"),

@@ -12,9 +12,9 @@ from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.toolsets import FunctionToolset
-from pydantic_ai.usage import RunUsage, UsageLimits
 
 from worker.executors.turn import Turn
+from worker.team.budget import Budget
 from worker.team.failures import translated_failures
 from worker.team.history import Prompt, history_messages
 from worker.team.hooks import TurnHooks
@@ -25,14 +25,6 @@ AnyAgent = Agent[Any, Any]
 """A pydantic-ai Agent, of any dependencies and output; the dependencies it is run with are the Turn."""
 
 DEFAULT_MODEL_RETRIES: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What a turn has used, members included, and what it may use."""
-
-    usage: RunUsage
-    limits: UsageLimits | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +44,7 @@ class AgentRunner:
         Raises TurnFailed for what a provider, a tool or a limit is at fault for.
         """
         history = history_messages(turn.history)
-        with capture_run_messages() as said, translated_failures():
+        with capture_run_messages() as said, translated_failures(), budget.spent_here():
             try:
                 result = await self.agent.run(
                     prompt,

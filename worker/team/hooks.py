@@ -28,6 +28,7 @@ from typing_extensions import override
 from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean
 from worker.executors.turn import Turn
+from worker.team.budget import Budget
 from worker.team.failures import given_up, is_passing, seconds_asked_for
 
 _FIRST_WAIT_SECONDS: Final = 0.5
@@ -53,6 +54,14 @@ class TurnHooks(AbstractCapability[Any]):
     @override
     async def for_run(self, ctx: RunContext[Any]) -> TurnHooks:
         return TurnHooks(self.model_retries)
+
+    @override
+    async def before_model_request(
+        self, ctx: RunContext[Any], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        if (budget := Budget.current()) is not None:
+            budget.check_above()
+        return request_context
 
     @override
     async def on_model_request_error(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 from pydantic import JsonValue
 from pydantic_ai.usage import RunUsage, UsageLimits
@@ -14,7 +13,7 @@ from pydantic_ai.usage import RunUsage, UsageLimits
 from worker.errors import TurnTimedOut
 from worker.executors.json_values import as_json
 from worker.executors.turn import Turn
-from worker.team.agent_run import Budget
+from worker.team.budget import Budget
 from worker.team.members import members_first
 from worker.team.session_context import begin_state
 
@@ -68,39 +67,3 @@ async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget
         turn.usage.model_requests += usage.requests
         turn.usage.tool_calls += usage.tool_calls
         turn.member_runs[:] = members_first(turn.member_runs)
-
-
-_USED: Final = {
-    "request_limit": "requests",
-    "tool_calls_limit": "tool_calls",
-    "input_tokens_limit": "input_tokens",
-    "output_tokens_limit": "output_tokens",
-    "total_tokens_limit": "total_tokens",
-    "cost_limit": "cost",
-}
-"""Each limit of UsageLimits on a whole run, and what of RunUsage it limits."""
-
-
-@contextmanager
-def nested(budget: Budget, own: UsageLimits | None) -> Iterator[Budget]:
-    """Give a team within another's turn its own limits, and no more than is left of the turn's."""
-    if own is None:
-        yield budget
-        return
-    above = budget.limits or UsageLimits()
-    left = {name: _left(getattr(above, name), getattr(budget.usage, used)) for name, used in _USED.items()}
-    tighter = {name: _least(getattr(own, name), value) for name, value in left.items()}
-    inner = Budget(RunUsage(), replace(own, **tighter))
-    try:
-        yield inner
-    finally:
-        budget.usage.incr(inner.usage)
-
-
-def _left(limit: Any, used: Any) -> Any:  # noqa: ANN401 - numbers, Decimals, or None
-    return None if limit is None else limit - (used or 0)
-
-
-def _least(one: Any, other: Any) -> Any:  # noqa: ANN401 - numbers, Decimals, or None
-    given = [value for value in (one, other) if value is not None]
-    return min(given, default=None)

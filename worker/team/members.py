@@ -20,7 +20,8 @@ from schemas.requests import Input
 from worker.errors import TurnFailed, UsageLimitReached
 from worker.executors.json_values import as_json
 from worker.executors.turn import MemberRun, Turn, text_of
-from worker.team.agent_run import AgentRunner, AnyAgent, Budget, checked_model
+from worker.team.agent_run import AgentRunner, AnyAgent, checked_model
+from worker.team.budget import Budget
 from worker.team.history import prompt
 
 _RUN_IDS: Final = uuid.UUID("5f0e7d38-0f0b-5c62-9d2e-3c1a1f1f6a01")
@@ -133,12 +134,15 @@ def answer_of(run: MemberRun) -> str:
     return text_of(run.content)
 
 
-def agent_member(where: str, number: int, agent: AnyAgent, model: Model | None, model_retries: int) -> Member:
-    """Return a pydantic-ai agent as a member; `model` is for one that has none. Raises ValueError for what can't be."""
+def agent_member(where: str, agent: AnyAgent, model: Model | None, model_retries: int) -> Member:
+    """Return a pydantic-ai agent as a member; `model` is for one that has none.
+
+    Raises ValueError, beginning with `where`, for what can't be.
+    """
     if not agent.name:
-        raise ValueError(f"{where}: member {number} has no name; give the Agent one: Agent(name=…)")
+        raise ValueError(f"{where} has no name; give the Agent one: Agent(name=…)")
     if checked_model(agent) is None and model is None:
-        raise ValueError(f"{where}: the member {agent.name!r} has no model")
+        raise ValueError(f"{where}, {agent.name!r}, has no model")
     runner = AgentRunner(agent, model=model, model_retries=model_retries)
 
     async def answer(task: Input, part: Turn, budget: Budget) -> JsonValue:
@@ -146,7 +150,7 @@ def agent_member(where: str, number: int, agent: AnyAgent, model: Model | None, 
         return output
 
     return Member(
-        target=target_of(SessionType.AGENT, agent.name, f"{where}: the member's name {agent.name!r}"),
+        target=target_of(SessionType.AGENT, agent.name, f"{where}: the name {agent.name!r}"),
         name=agent.name,
         description=str(agent.description) if agent.description else None,
         answer=answer,

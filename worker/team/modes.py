@@ -11,7 +11,8 @@ from pydantic_ai.output import ToolOutput
 
 from schemas.requests import Input
 from worker.executors.turn import Turn
-from worker.team.agent_run import AgentRunner, Budget
+from worker.team.agent_run import AgentRunner
+from worker.team.budget import Budget
 from worker.team.history import prompt, with_text
 from worker.team.hooks import DELEGATES
 from worker.team.members import Member, Members, answer_of, told
@@ -77,7 +78,7 @@ def _no_such_member(member_id: str, members: Mapping[str, Member]) -> str:
 
 
 def _budget(context: RunContext[Turn]) -> Budget:
-    return Budget(context.usage, context.usage_limits)
+    return Budget.current() or Budget(context.usage, context.usage_limits)
 
 
 def route_output(members: Mapping[str, Member]) -> ToolOutput[Any]:

@@ -27,12 +27,12 @@ from worker.team.agent_run import (
     DEFAULT_MODEL_RETRIES,
     AgentRunner,
     AnyAgent,
-    Budget,
     model_name_of,
 )
+from worker.team.budget import Budget
 from worker.team.failures import UNREADABLE
 from worker.team.history import prompt
-from worker.team.limits import TurnLimits, check_numbers, nested, within_limits
+from worker.team.limits import TurnLimits, check_numbers, within_limits
 from worker.team.members import Member, Members, agent_member, target_of
 from worker.team.modes import Mode, broadcast, delegation_tools, route, route_output, team_prompt
 from worker.team.session_context import Instructions, SessionContext, as_instructions
@@ -164,7 +164,7 @@ class Team:
 
     async def take_task(self, task: Input, part: Turn, budget: Budget) -> JsonValue:
         """Do a task as a member of another team, or as a step of a workflow, within its turn."""
-        with nested(budget, self._limits.usage) as own:
+        with budget.within(self._limits.usage) as own:
             answer: JsonValue = await self._answer(task, part, own)
         return answer
 
@@ -200,7 +200,7 @@ def _members_of(where: str, members: Sequence[AnyAgent | Team], model: Model, mo
         if isinstance(member, Team):
             made = Member(member.target, member.name, member.description, member.take_task)
         elif isinstance(member, Agent):
-            made = agent_member(where, number, member, model, model_retries)
+            made = agent_member(f"{where}: member {number}", member, model, model_retries)
         else:
             raise ValueError(  # noqa: TRY004 - what can't be is a ValueError, as everywhere in Team
                 f"{where}: member {number} is {type(member).__name__}, not a pydantic-ai Agent or a Team"

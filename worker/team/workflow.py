@@ -18,7 +18,8 @@ from schemas.replies import RunStatus
 from schemas.requests import Input, TextPart
 from worker.executors.json_values import as_json
 from worker.executors.turn import StepResult, Turn, text_of
-from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent, Budget
+from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent
+from worker.team.budget import Budget
 from worker.team.limits import TurnLimits, check_numbers, within_limits
 from worker.team.members import Member, agent_member, begun_run, finish, target_of
 from worker.team.team import Team
@@ -185,7 +186,7 @@ def _checked(
 def _member(where: str, number: int, runs: AnyAgent | Team | StepFunction, model_retries: int) -> Member | None:
     if isinstance(runs, Team):
         return Member(runs.target, runs.name, runs.description, runs.take_task)
-    return agent_member(where, number, runs, None, model_retries) if isinstance(runs, Agent) else None
+    return agent_member(f"{where}: step {number}", runs, None, model_retries) if isinstance(runs, Agent) else None
 
 
 def _is_async(runs: object) -> TypeGuard[StepFunction]:
