@@ -53,7 +53,7 @@ def test_a_team_says_which_model_answers_by_provider_and_name() -> None:
         ({"members": [member("a"), member("a")]}, "'a'"),
         ({"members": [member("a"), Team("a", says("x"))]}, "'a'"),
         ({"members": [Team("b", says("x")), Team("b", says("y"))]}, "'b'"),
-        ({"members": [member("ok"), Agent(TestModel())]}, "step 2 has no name"),
+        ({"members": [member("ok"), Agent(TestModel())]}, "member 2 has no name"),
         ({"members": [Agent(TestModel(), name="")]}, "member 1 has no name"),
         ({"members": [Agent(TestModel(), name="a\nb")]}, "the name"),
         ({"members": [Agent(TestModel(), name="é" * 128)]}, "the name"),

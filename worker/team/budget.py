@@ -63,7 +63,8 @@ class Budget:
             limits.check_before_tool_call(total)
             level = level.above
 
-    def _total(self) -> RunUsage:
+    def total(self) -> RunUsage:
+        """Return what this level has used, with the nested ones that run now."""
         total = copy(self.usage)
         for inner in self._nested:
             total.incr(inner.total())
