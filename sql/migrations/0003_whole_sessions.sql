@@ -79,7 +79,7 @@ begin
         receipt.target_id,
         receipt.fingerprint,
         receipt.reply,
-        exists (select from agno_runs as run where run.run_id = request.run_id),
+        same_run.run_id is not null,
         session.session_id is not null,
         session.session_type,
         coalesce(session.team_id, session.agent_id, session.workflow_id),
@@ -92,9 +92,17 @@ begin
     from jsonb_to_recordset(requests) as request (
         "position" integer, run_id varchar, session_id varchar, history_runs bigint, summarized boolean
     )
-    left join receipts as receipt on receipt.run_id = request.run_id
-    left join agno_sessions as session
-        on session.session_id = request.session_id and request."position" = any (held)
+    -- Each by its index, for each request: "limit 1" keeps the planner, which takes a batch for a hundred requests
+    -- whatever its size, from reading the whole table instead (seen for agno_runs of 10,000 rows: 2.0 ms, not 0.3).
+    left join lateral (
+        select * from receipts as stored where stored.run_id = request.run_id limit 1
+    ) as receipt on true
+    left join lateral (
+        select stored.run_id from agno_runs as stored where stored.run_id = request.run_id limit 1
+    ) as same_run on true
+    left join lateral (
+        select * from agno_sessions as stored where stored.session_id = request.session_id limit 1
+    ) as session on request."position" = any (held)
     left join lateral (
         select jsonb_agg(run_as_history(run.run_data) order by run.run_index, run.created_at, run.run_id) as history
         from (
@@ -146,10 +154,15 @@ language plpgsql volatile
 as $$
 declare
     stored integer[];
+    -- The planner takes a batch for a hundred turns whatever its size, and would rather read a table of some ten
+    -- thousand sessions than look a hundred up. An array it takes for ten (20,000 sessions: 2.6 ms, then 0.9 ms).
+    sessions varchar[] := array(
+        select entry -> 'session' ->> 'session_id' from jsonb_array_elements(turns) as entry
+    );
 begin
     -- In one order, as the summaries' are: two batches then can't deadlock.
     perform from agno_sessions as session
-    where session.session_id in (select entry -> 'session' ->> 'session_id' from jsonb_array_elements(turns) as entry)
+    where session.session_id = any (sessions)
     order by session.session_id
     for no key update;
 
@@ -177,7 +190,8 @@ begin
             updated_at = turn.ended,
             turn_seq = session.turn_seq + 1
         from turn
-        where session.session_id = turn.session_id and session.turn_seq = turn.turn_seq
+        where session.session_id = any (sessions)
+          and session.session_id = turn.session_id and session.turn_seq = turn.turn_seq
         returning turn."position"
     ),
     inserted as (
@@ -255,8 +269,8 @@ returns table ("position" integer, summary jsonb, runs jsonb, up_to bigint)
 language sql stable
 as $$
     select entry."position", session.summary, later.runs, later.up_to
-    from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar)
-    join agno_sessions as session on session.session_id = entry.session_id,
+    from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar),
+    lateral (select * from agno_sessions as stored where stored.session_id = entry.session_id limit 1) as session,
     lateral (
         select jsonb_agg(run_as_history(run.run_data) order by run.run_index) as runs, max(run.run_index) as up_to
         from (
@@ -278,9 +292,11 @@ $$;
 create function store_summaries(entries jsonb) returns void
 language plpgsql volatile
 as $$
+declare
+    sessions varchar[] := array(select entry ->> 'session_id' from jsonb_array_elements(entries) as entry);
 begin
     perform from agno_sessions as session
-    where session.session_id in (select entry ->> 'session_id' from jsonb_array_elements(entries) as entry)
+    where session.session_id = any (sessions)
     order by session.session_id
     for no key update;
 
@@ -289,6 +305,30 @@ begin
         summary_run_index = entry.up_to,
         session_data = merge_session_data(session.session_data, null, null, entry.usage)
     from jsonb_to_recordset(entries) as entry (session_id varchar, summary jsonb, up_to bigint, usage jsonb)
-    where session.session_id = entry.session_id and coalesce(session.summary_run_index, -1) < entry.up_to;
+    where session.session_id = any (sessions)
+      and session.session_id = entry.session_id and coalesce(session.summary_run_index, -1) < entry.up_to;
 end;
+$$;
+
+-- Stores the answers of finished or refused runs, and drops their attempts.
+--   entries: [{"position", "run_id", "session_id", "user_id", "target_type", "target_id", "fingerprint" (hex),
+--   "status"}]; replies: the replies' bytes, by position from 1
+create or replace function store_receipts(entries jsonb, replies bytea[]) returns void
+language sql volatile
+as $$
+    delete from turn_attempts as attempt
+    where attempt.run_id = any (array(select entry ->> 'run_id' from jsonb_array_elements(entries) as entry));
+
+    insert into receipts (
+        run_id, session_id, user_id, target_type, target_id, fingerprint, status, reply
+    )
+    select
+        entry.run_id, entry.session_id, entry.user_id, entry.target_type, entry.target_id,
+        decode(entry.fingerprint, 'hex'), entry.status, replies[entry."position"]
+    from jsonb_to_recordset(entries) as entry (
+        "position" integer, run_id varchar, session_id varchar, user_id varchar, target_type varchar,
+        target_id varchar, fingerprint varchar, status varchar
+    )
+    -- Two batches may hold the same run_ids, of different sessions; in one order they can't deadlock.
+    order by entry.run_id;
 $$;
