@@ -78,7 +78,7 @@ class Team:
         history_runs: How many completed runs of the session the leader is shown; None: all, 0: none.
         add_history_to_members: Whether members are shown them, too; by default in mode "route" only.
         tolerate_member_failures: Whether a member's failure is told to the leader. By default it ends the turn.
-        session_state: What the state of a new session begins with.
+        session_state: Keys that the session's state always has: one that is missing when a turn begins is set to this.
         add_session_state_to_context: Whether the leader is shown the session's state.
         enable_agentic_state: Whether the leader has the tool `update_session_state`.
         session_summary: Whether a summary of the session is written after its turns, and shown to the leader instead

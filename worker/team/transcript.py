@@ -10,14 +10,12 @@ from pydantic_ai.messages import (
     ModelRequest,
     ModelRequestPart,
     ModelResponse,
-    RetryFeedbackPart,
     TextPart,
     ToolCallPart,
     ToolReturnPart,
     UserContent,
     UserPromptPart,
 )
-from pydantic_core import to_json
 
 JsonObject = dict[str, Any]
 
@@ -62,10 +60,8 @@ def _asked(part: ModelRequestPart) -> JsonObject | None:
             "tool_name": part.tool_name,
             "tool_call_error": part.outcome != "success",
         }
-    if isinstance(part, RetryFeedbackPart):
-        feedback = part.content if isinstance(part.content, str) else to_json(part.content).decode()
-        return {"role": "user", "content": _cut(feedback)}
-    return None  # what pydantic-ai keeps for itself; instructions are not stored with each run
+    # What pydantic-ai told the model itself, about output that did not validate, say: no user said it.
+    return None
 
 
 def _text(content: str | Sequence[UserContent]) -> str:
