@@ -98,7 +98,7 @@ class Settings(BaseSettings):
     @classmethod
     def without_effect(cls, environment: Mapping[str, str]) -> list[str]:
         """Return the variables that look like settings and are none: a typing mistake, or another version's."""
-        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields}
+        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields} | {f"{ENV_PREFIX}SUPERVISED"}
         if environment.get(f"{ENV_PREFIX}HTTP_PORT") == "0":
             known.add(f"{ENV_PREFIX}HTTP_PORT")  # off is what it is
         return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

@@ -5,7 +5,7 @@
     decide    replay, execute or refuse
     execute   the executor takes the turn
     commit    session row, run rows, receipt with the reply's bytes: one transaction, on the lock's own connection
-    reply     exactly the stored bytes, with a publisher confirm
+    reply     exactly the stored bytes, with a publisher confirm; the session's next turn is taken meanwhile
     ack       the request is done; a summary of the session, where its team keeps one, is written after that
 
 The unacknowledged request is the outbox: nothing is acknowledged before its reply is confirmed. Whoever holds the
@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -48,7 +49,7 @@ from worker.executors.registry import Executors
 from worker.executors.turn import Executor, Turn
 from worker.intake.delivery import RequestDelivery
 from worker.replies.answers import Timing, body_of, finished, rejected
-from worker.replies.replies import ReplyPublisher
+from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.stored_runs import FinishedTurn
 from worker.settings import Settings
@@ -78,7 +79,7 @@ class TurnTaker:
         self,
         sessions: SessionStore,
         executors: Executors,
-        replies: ReplyPublisher,
+        replies: RepliesInOrder,
         summaries: Summaries,
         settings: Settings,
     ) -> None:
@@ -90,16 +91,20 @@ class TurnTaker:
         self._slots = asyncio.Semaphore(settings.max_concurrent_turns)
 
     async def take(self, received: RequestDelivery) -> None:
-        """Take one request from delivery to ack."""
-        request, delivery = received.request, received.delivery
+        """Take one request from delivery to its stored answer; its reply and ack follow by themselves, in order."""
+        request = received.request
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
-            if answer is not None and await self._replies.publish(answer.body, request, delivery):
-                await delivery.ack()
-            # Not for a refusal: the session may be somebody else's.
-            if answer is not None and answer.of_turn and executor is not None and executor.summarizer is not None:
-                self._summaries.want(request.session_id, executor.summarizer)
+            if answer is not None:
+                # Not for a refusal: the session may be somebody else's.
+                summarized = executor if answer.of_turn else None
+                then = partial(self._want_summary, request.session_id, summarized)
+                self._replies.send(answer.body, received, then=then)
+
+    def _want_summary(self, session_id: str, executor: Executor | None) -> None:
+        if executor is not None and executor.summarizer is not None:
+            self._summaries.want(session_id, executor.summarizer)
 
     async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         """Return the answer, stored; or None, if the delivery died while there was none."""

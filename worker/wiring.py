@@ -10,15 +10,19 @@ from typing import TypeVar
 
 import structlog
 
+import sql
 from worker.broker import connect as connect_broker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
+from worker.fleet.fleet import Fleet
+from worker.fleet.membership import Membership
 from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
 from worker.sessions.database import application_name, connect
@@ -38,15 +42,18 @@ class Worker:
     """A worker that is connected and consumes; it does so until told to drain."""
 
     mailboxes: Mailboxes
+    replies: RepliesInOrder
     summaries: Summaries
     consumers: Consumers
-    consuming: asyncio.Task[None]
+    fleet: Fleet
+    consuming: tuple[asyncio.Task[None], ...]
+    """The tasks that bring requests in; the first to end when the worker drains."""
     background: tuple[asyncio.Task[None], ...]
     settings: Settings
 
     async def failed(self) -> None:
         """Wait until something that must run for ever has ended, and raise what it ended with."""
-        done, _ = await asyncio.wait([self.consuming, *self.background], return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait([*self.consuming, *self.background], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
 
@@ -57,11 +64,14 @@ class Worker:
         on there where it was not done in time.
         """
         _log.info("worker_draining", requests=len(self.mailboxes), limit_seconds=self.settings.drain_timeout)
-        self.consuming.cancel()
-        await asyncio.gather(self.consuming, return_exceptions=True)
+        for task in self.consuming:
+            task.cancel()
+        await asyncio.gather(*self.consuming, return_exceptions=True)
+        await self.fleet.leave()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout):
                 await self.mailboxes.drained()
+                await self.replies.drained()
                 await self.summaries.drained()
         if len(self.mailboxes):
             _log.warning("worker_drain_timeout", unfinished=len(self.mailboxes), consequence="they run elsewhere")
@@ -71,9 +81,9 @@ class Worker:
 async def running_worker(settings: Settings, executors: Executors, *, migrating: bool) -> AsyncIterator[Worker]:
     """Build and start a worker for the block. Raises StartupError for whatever an operator must mend first."""
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
-    await _prepare(settings, topology, migrating=migrating)
+    locks = await _prepare(settings, topology, migrating=migrating)
     async with AsyncExitStack() as stack:
-        sessions = SessionStore(settings.postgres_url, settings.db_schema)
+        sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
         results = Publisher(settings.amqp_url, topology, name=application_name("results"))
         # Apart from the results: an address that a producer made up can make the broker close the connection.
         addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
@@ -87,10 +97,10 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         )
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
-        taker = TurnTaker(sessions, executors, replies, summaries, settings)
+        answers = RepliesInOrder(replies)
+        taker = TurnTaker(sessions, executors, answers, summaries, settings)
         mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
-        queues = [*(topology.partition(number) for number in range(settings.partitions)), topology.unrouted]
         consumers = Consumers(
             settings.amqp_url,
             topology,
@@ -99,6 +109,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             lost=mailboxes.forget_dead,
             name=application_name("intake"),
         )
+        membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
+        fleet = Fleet(membership, consumers, topology, sessions.lock_budget.share_with)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
@@ -109,13 +121,15 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         )
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
         stack.push_async_callback(summaries.stop)
+        stack.push_async_callback(answers.stop)
         stack.push_async_callback(mailboxes.stop)
-        consuming = _owned(stack, asyncio.create_task(consumers.run(queues), name="intake"))
-        yield Worker(mailboxes, summaries, consumers, consuming, background, settings)
+        consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
+        following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
+        yield Worker(mailboxes, answers, summaries, consumers, fleet, (consuming, following), background, settings)
 
 
-async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> None:
-    """See that schema, fleet settings and topology are as this worker needs them."""
+async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:
+    """See that schema, fleet settings and topology are as this worker needs them; return how many locks there are."""
     database = await _as_startup(
         connect(settings.postgres_url, settings.db_schema, application=application_name("start"))
     )
@@ -124,6 +138,7 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
             await migrate(database, settings.db_schema)
         await require_current(database, settings.db_schema)
         first_start = await agree(database, settings)
+        locks = int(await database.fetchval(sql.LOCK_TABLE))
     finally:
         await database.close()
     broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
@@ -134,6 +149,7 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         await apply(broker.amqp, topology)
     finally:
         await broker.close()
+    return locks
 
 
 async def _as_startup(starting: Awaitable[_T]) -> _T:

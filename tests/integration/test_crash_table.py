@@ -166,8 +166,10 @@ async def test_a_second_worker_waits_for_the_first_and_finds_its_run(settings: S
         run_id = await broker.ask("s1", team_id="gate")
         await eventually(lambda: gate.started == [run_id])
         async with worker_of(settings, gate.executor) as second:
+            for task in first.consuming:
+                task.cancel()
+            await first.fleet.leave()
             await eventually(lambda: all_consuming(second, settings))
-            first.consuming.cancel()
             await eventually(lambda: len(second.mailboxes) == 1)
             gate.open.set()
             reply = await broker.reply(run_id)

@@ -25,6 +25,7 @@ from tests.unit.examples import (
 from worker.executors.registry import Executors
 from worker.executors.turn import Turn
 from worker.intake.delivery import Delivery, RequestDelivery
+from worker.replies.in_order import RepliesInOrder
 from worker.replies.replies import ReplyPublisher
 from worker.sessions.claim import Claim, Receipt, SessionRow
 from worker.sessions.store import SessionStore
@@ -95,12 +96,14 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     executor = executor_of(_echo)
     executors: Executors = {executor.target: executor}
     store = cast("SessionStore", sessions)
-    taker = TurnTaker(store, executors, cast("ReplyPublisher", replies), Summaries(store), Settings())
+    in_order = RepliesInOrder(cast("ReplyPublisher", replies))
+    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings())
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)
         messages.append(FakeMessage(**properties))
         await taker.take(RequestDelivery(a_delivery(messages[-1]), request))
+        await in_order.drained()
     first, second = replies.bodies
     assert code in first.decode()
     assert [message.acknowledged for message in messages] == [1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -24,6 +25,7 @@ from worker.sessions.statements import (
     CommitOutcome,
     CommitRow,
     ReceiptRow,
+    StartRow,
 )
 
 _TIME = datetime(2030, 1, 31, 12, tzinfo=UTC)
@@ -183,10 +185,13 @@ def test_sessions_are_unlocked_by_their_ids() -> None:
 
 
 def test_each_run_gets_the_number_of_its_attempt_whatever_their_order() -> None:
-    assert COUNT_ATTEMPT.arguments(["r1", "r2"]) == [["r1", "r2"]]
+    rows = [StartRow("r1", "s1"), StartRow("r2", "s2")]
+    (started, worker) = COUNT_ATTEMPT.arguments(rows)
+    assert json.loads(started) == [{"run_id": "r1", "session_id": "s1"}, {"run_id": "r2", "session_id": "s2"}]
+    assert worker.endswith(f":{os.getpid()}")
     records = _records({"run_id": "r2", "attempts": 5}, {"run_id": "r1", "attempts": 2})
-    assert COUNT_ATTEMPT.results(["r1", "r2"], records) == [2, 5]
-    (missing,) = COUNT_ATTEMPT.results(["r3"], _records())
+    assert COUNT_ATTEMPT.results(rows, records) == [2, 5]
+    (missing,) = COUNT_ATTEMPT.results([StartRow("r3", "s3")], _records())
     assert isinstance(missing, ClaimOutdated)
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from worker.cli import ask, schema, sessions, topology, worker
+from worker.cli import ask, fleet, schema, sessions, topology, worker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
@@ -24,6 +24,7 @@ app.command("migrate")(schema.migrate_schema)
 app.add_typer(topology.app, name="topology")
 app.command("ask")(ask.ask)
 app.add_typer(sessions.app, name="sessions")
+app.command("fleet")(fleet.fleet)
 
 _MISTAKE = 2
 """The exit code of what its user can mend."""

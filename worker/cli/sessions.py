@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from schemas.fleet import SessionHolder
 from schemas.sessions import SessionOverview, StoredSession
 from worker.cli.terminal import age, printable
 from worker.errors import StartupError
 from worker.executors.turn import text_of
+from worker.fleet.view import session_holders
 from worker.sessions.database import application_name, connect
 from worker.sessions.migrations import require_current
 from worker.sessions.reader import list_sessions, show_session
@@ -60,6 +62,33 @@ def show_command(
         typer.echo(session.model_dump_json())
     else:
         _print_session(session)
+
+
+@app.command("who")
+def who_command(
+    session_id: Annotated[str | None, typer.Argument(help="The session's id; all sessions without one.")] = None,
+    *,
+    as_json: _AsJson = False,
+) -> None:
+    """Show which worker executes a session's turn, and since when.
+
+    Without a session: all whose turn has lasted a moment. Exit code 1 if nobody holds the session.
+    """
+    holders = _read(lambda connection: session_holders(connection, session_id))
+    for holder in holders:
+        if as_json:
+            typer.echo(holder.model_dump_json())
+        else:
+            _print_holder(holder)
+    if not holders:
+        typer.echo("no turn is being executed" if session_id is None else "nobody holds it", err=True)
+        raise typer.Exit(0 if session_id is None else 1)
+
+
+def _print_holder(holder: SessionHolder) -> None:
+    since = "just now" if holder.since is None else age(int(holder.since.timestamp()))
+    run = "" if holder.run_id is None else f" · run {holder.run_id} · attempt {holder.attempt}"
+    typer.echo(f"{printable(holder.session_id)} · {holder.worker} · {since}{printable(run)}")
 
 
 def _read(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from typing import Annotated, Final
 
 import structlog
 import typer
 
+from worker.cli.schema import migrate_schema
+from worker.cli.supervisor import SUPERVISED, Supervisor
 from worker.executors.registry import Executors, load_executors
 from worker.operations.logging import configure_logging
 from worker.settings import Settings
@@ -24,17 +27,24 @@ _log = structlog.get_logger()
 def worker(
     *,
     migrate: Annotated[bool, typer.Option("--migrate", help="Bring the schema up to date first.")] = False,
+    processes: Annotated[int, typer.Option(min=1, max=256, help="Run so many workers, each a process.")] = 1,
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C.
 
-    Either drains it: its queues are given away at once, and started turns finish; a second one does not wait.
+    Either drains it: its queues are given away at once, and started turns finish; a second one does not wait. Any
+    number of workers, on any number of machines, share the requests; each can come and go at any time.
 
     It takes the turns of what TEAMTURN_TEAMS names:
 
       TEAMTURN_TEAMS=my_teams:teams teamturn worker --migrate
+      TEAMTURN_TEAMS=my_teams:teams teamturn worker --processes 4
     """
     settings = Settings.read()
     configure_logging()
+    if processes > 1:
+        if migrate:
+            migrate_schema()
+        raise typer.Exit(asyncio.run(Supervisor(processes).run()))
     for name in Settings.without_effect(os.environ):
         _log.warning("setting_without_effect", name=name)
     executors = load_executors(settings.teams)
@@ -58,6 +68,9 @@ async def _work(settings: Settings, executors: Executors, *, migrating: bool) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    if SUPERVISED in os.environ:
+        # Nothing is ever written there: it becomes readable when the supervisor is gone.
+        loop.add_reader(sys.stdin.fileno(), _orphaned, told_to_stop)
     code = 1
     try:
         await _work_until(told_to_stop, settings, executors, migrating=migrating)
@@ -66,10 +79,18 @@ async def _work(settings: Settings, executors: Executors, *, migrating: bool) ->
         _end_within(_LAST_RESORT_SECONDS, code)
 
 
+def _orphaned(told_to_stop: asyncio.Event) -> None:
+    asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+    _log.warning("supervisor_gone", consequence="this worker drains")
+    told_to_stop.set()
+
+
 async def _work_until(
     told_to_stop: asyncio.Event, settings: Settings, executors: Executors, *, migrating: bool
 ) -> None:
     async with running_worker(settings, executors, migrating=migrating) as running:
+        if SUPERVISED in os.environ:
+            os.write(int(os.environ[SUPERVISED]), b"+")
         _log.info("worker_started", targets=[str(target) for target in executors], prefix=settings.prefix)
         stopping = asyncio.create_task(told_to_stop.wait())
         failing = asyncio.create_task(running.failed())

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, Literal
 
 import structlog
 from aio_pika.abc import AbstractIncomingMessage
@@ -24,12 +24,13 @@ from worker.intake.topology import Topology, apply
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _DECLARE_SECONDS: Final = 5.0
 _STEADY_SECONDS: Final = 5.0
+_CHECK_SECONDS: Final = 15.0
 
 _log = structlog.get_logger()
 
 
 class Consumers:
-    """Consumes some queues until told to stop."""
+    """Consumes the queues that are wanted, and gives back at once what no longer is."""
 
     def __init__(
         self,
@@ -48,23 +49,46 @@ class Consumers:
         self._received = received
         self._lost = lost
         self._name = name
-        self._wanted: frozenset[str] = frozenset()
-        self._active: set[str] = set()
+        self._changed = asyncio.Event()
+        self._told: Callable[[], None] = lambda: None
+        self._active: dict[ChannelLife, str] = {}
         self._lives: set[ChannelLife] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.wanted: frozenset[str] = frozenset()
+        """The queues that are to be consumed."""
+        self._said: frozenset[str] = frozenset()
+        self.connected = False
+        """Whether there is a connection to consume over."""
         self.connections = 0
         """How many connections were made so far."""
 
     @property
     def consuming(self) -> frozenset[str]:
         """The queues with a consumer of ours now; the broker may have it stand by behind another worker's."""
-        return frozenset(self._active)
+        return frozenset(queue for life, queue in self._active.items() if life.alive)
 
-    async def run(self, queues: Sequence[str]) -> None:
-        """Consume the queues, reconnecting as long as it takes, until the task is cancelled.
+    def listen(self, told: Callable[[], None]) -> None:
+        """Have `told` called whenever a connection is made or lost."""
+        self._told = told
+
+    def want(self, queues: frozenset[str]) -> None:
+        """Consume these queues and no others. What is given up dies here and now; its channel is closed for it."""
+        if queues == self.wanted:
+            return
+        _log.info("partitions_wanted", queues=len(queues), gained=len(queues - self.wanted))
+        self.wanted = queues
+        for life, queue in self._active.items():
+            if queue not in queues:
+                life.end()
+        self._lost()
+        self._changed.set()
+        self._say_if_all_are_consumed()
+
+    async def run(self) -> None:
+        """Consume what is wanted, reconnecting as long as it takes, until the task is cancelled.
 
         When cancelled it closes the channels at once: what is unacknowledged goes back to the head, in order.
         """
-        self._wanted = frozenset(queues)
         tries = 0
         while True:
             try:
@@ -79,33 +103,69 @@ class Consumers:
             self.connections += 1
             since = time.monotonic()
             try:
-                await self._consume_all(connection, queues)
+                self._now_connected(connected=True)
+                await self._consume_wanted(connection)
             finally:
+                self._now_connected(connected=False)
                 self._end_all()
                 await connection.close()
             tries = 0 if time.monotonic() - since > _STEADY_SECONDS else tries + 1
             await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
 
-    async def _consume_all(self, connection: BrokerConnection, queues: Sequence[str]) -> None:
+    def _now_connected(self, *, connected: bool) -> None:
+        self.connected = connected
+        self._said = frozenset()
+        self._told()
+
+    async def _consume_wanted(self, connection: BrokerConnection) -> None:
         """Consume over one connection until it is lost."""
         lost = asyncio.create_task(connection.lost.wait())
-        consumers = [asyncio.create_task(self._keep_consuming(connection, queue)) for queue in queues]
+        consumers: dict[str, asyncio.Task[None]] = {}
+        given_up: dict[str, asyncio.Event] = {}
         try:
-            done, _ = await asyncio.wait([lost, *consumers], return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            while not lost.done():
+                self._changed.clear()
+                for queue in consumers.keys() - self.wanted:
+                    given_up.pop(queue).set()
+                    self._give_up(consumers.pop(queue))
+                for queue in self.wanted - consumers.keys():
+                    given_up[queue] = asyncio.Event()
+                    keeping = self._keep_consuming(connection, queue, given_up[queue])
+                    consumers[queue] = asyncio.create_task(keeping)
+                await self._until_changed(lost, consumers)
             _log.warning("broker_connection_lost", consequence="unfinished requests are delivered again")
         finally:
             # The deliveries die first: nobody may answer what the broker is about to give away.
             self._end_all()
-            for task in (lost, *consumers):
+            tasks = [lost, *consumers.values(), *self._closing]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(lost, *consumers, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _keep_consuming(self, connection: BrokerConnection, queue: str) -> None:
-        """Consume one queue, over a new channel whenever one is lost, as long as the connection lives."""
+    async def _until_changed(self, lost: asyncio.Task[Literal[True]], consumers: dict[str, asyncio.Task[None]]) -> None:
+        """Wait until the connection is lost or other queues are wanted; raise what a consumer ended with."""
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            watched: list[asyncio.Task[Any]] = [lost, changed, *consumers.values()]
+            done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            changed.cancel()
+        for task in done:
+            task.result()
+
+    def _give_up(self, consumer: asyncio.Task[None]) -> None:
+        """Close a consumer's channel, beside everything else."""
+        consumer.cancel()
+        self._closing.add(consumer)
+        consumer.add_done_callback(self._closing.discard)
+
+    async def _keep_consuming(self, connection: BrokerConnection, queue: str, given_up: asyncio.Event) -> None:
+        """Consume one queue, over a new channel whenever one is lost, as long as the connection lives.
+
+        It ends when the queue is given up: by that, since closing a channel can swallow a cancellation.
+        """
         tries = 0
-        while not connection.lost.is_set():
+        while not (connection.lost.is_set() or given_up.is_set()):
             try:
                 await self._consume(connection, queue)
                 tries = 0
@@ -137,19 +197,52 @@ class Consumers:
             self._lives.add(life)
             consumed = await channel.get_queue(queue, ensure=False)
             await consumed.consume(on_message, timeout=_DECLARE_SECONDS)
-            self._active.add(queue)
-            if self._active == self._wanted:
-                _log.info("worker_consuming", queues=len(self._active))
-            await life.ended.wait()
-            _log.warning("channel_lost", queue=queue)
+            self._active[life] = queue
+            self._say_if_all_are_consumed()
+            await self._until_dead(connection, queue, life)
+            if queue in self.wanted:
+                _log.warning("channel_lost", queue=queue)
         finally:
-            self._active.discard(queue)
+            self._active.pop(life, None)
             life.end()
             self._lives.discard(life)
             self._lost()
             await close_quietly(channel)
 
+    async def _until_dead(self, connection: BrokerConnection, queue: str, life: ChannelLife) -> None:
+        """Wait until the channel's life has ended. Now and then the broker is asked whether it knows of a consumer.
+
+        A consumer can be dead without a word: its channel open, and nobody is sent anything.
+        """
+        while life.alive:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    await life.ended.wait()
+                    return
+            if await _consumers_of(connection, queue) == 0:
+                _log.warning("consumer_dead", queue=queue, action="consuming it again")
+                return
+
+    def _say_if_all_are_consumed(self) -> None:
+        if self.wanted and self.consuming == self.wanted != self._said:
+            _log.info("worker_consuming", queues=len(self.wanted))
+            self._said = self.wanted
+
     def _end_all(self) -> None:
         for life in self._lives:
             life.end()
         self._lost()
+
+
+async def _consumers_of(connection: BrokerConnection, queue: str) -> int | None:
+    """Return how many consumers the broker counts for a queue; None if it does not say."""
+    channel = connection.amqp.channel(publisher_confirms=False)
+    try:
+        await channel.initialize(timeout=_DECLARE_SECONDS)
+        declared = await channel.declare_queue(queue, passive=True, timeout=_DECLARE_SECONDS)
+    except BROKER_ERRORS:
+        return None
+    else:
+        return declared.declaration_result.consumer_count
+    finally:
+        await close_quietly(channel)

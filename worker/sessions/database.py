@@ -96,7 +96,12 @@ def translated(error: Exception) -> Exception:
 
 def application_name(role: str) -> str:
     """Return what pg_stat_activity shows of a connection: who, where, and what for."""
-    return f"teamturn {role} {socket.gethostname()}:{os.getpid()}"
+    return f"teamturn {role} {worker_name()}"
+
+
+def worker_name() -> str:
+    """Return what this process is called in the fleet: host:pid."""
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _reason(error: BaseException) -> str:

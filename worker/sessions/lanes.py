@@ -26,6 +26,8 @@ from worker.sessions.database import application_name, connect, translated
 
 _PING_SECONDS: Final = 3.0
 """Well below the lanes' idle_session_timeout."""
+_PONG_SECONDS: Final = 5.0
+"""An idle lane whose ping is not answered by then is cut off: its worker must stop consuming for others to go on."""
 _STATEMENT_SECONDS: Final = 40.0
 """Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
 _LARGEST_BATCH: Final = 256
@@ -115,7 +117,8 @@ class LaneConnection:
                 async with asyncio.timeout(_PING_SECONDS):
                     await self._work.wait()
             if not self._waiting:
-                await self._fetch(sql.PING)  # also says whether the connection was lost meanwhile
+                # It also says whether the connection was lost meanwhile.
+                await self._fetch(sql.PING, limit_seconds=_PONG_SECONDS)
 
     def _next_batch(self) -> tuple[Statement[Any, Any], list[_Submitted]]:
         name = next(iter(self._waiting))
@@ -163,9 +166,14 @@ class LaneConnection:
             # What can't be taken back goes with the connection.
             raise LaneLost(f"a failed {statement.name} could not be undone: {error}") from error
 
-    async def _fetch(self, text: str, *arguments: Any) -> list[asyncpg.Record]:  # noqa: ANN401 - as asyncpg
+    async def _fetch(
+        self,
+        text: str,
+        *arguments: Any,  # noqa: ANN401 - as asyncpg
+        limit_seconds: float = _STATEMENT_SECONDS,
+    ) -> list[asyncpg.Record]:
         try:
-            return await self.connection.fetch(text, *arguments, timeout=_STATEMENT_SECONDS)
+            return await self.connection.fetch(text, *arguments, timeout=limit_seconds)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
@@ -200,11 +208,19 @@ class Lane:
         self._schema = schema
         self._number = number
         self._current: LaneConnection | None = None
+        self._listeners: dict[str, Callable[[], None]] = {}
 
     @property
     def alive(self) -> bool:
         """Whether the lane has a connection now."""
         return self._current is not None
+
+    def listen(self, channel: str, notified: Callable[[], None]) -> None:
+        """Have `notified` called for each NOTIFY on a channel, and whenever the lane has a new connection.
+
+        To be called before the lane is opened.
+        """
+        self._listeners[channel] = notified
 
     def connection(self) -> LaneConnection:
         """Return the lane's connection. Raises StoreUnavailable while there is none."""
@@ -230,7 +246,15 @@ class Lane:
 
     async def _connect(self) -> asyncpg.Connection:
         name = application_name(f"lane {self._number}")
-        return await connect(self._url, self._schema, application=name, lane=True)
+        connection = await connect(self._url, self._schema, application=name, lane=True)
+        try:
+            for channel, notified in self._listeners.items():
+                await connection.add_listener(channel, lambda *_, call=notified: call())
+                notified()
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def _reconnected(self) -> asyncpg.Connection:
         return await _repeated(self._connect, self._number)

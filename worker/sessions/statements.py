@@ -16,6 +16,7 @@ from schemas.ids import SessionType, Target
 from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
 from worker.executors.turn import PastRun
 from worker.sessions.claim import Claim, Receipt, SessionRow
+from worker.sessions.database import worker_name
 from worker.sessions.lanes import Statement
 from worker.sessions.stored_runs import past_run
 
@@ -158,9 +159,21 @@ def _receipt_arguments(rows: Sequence[ReceiptRow]) -> Sequence[Any]:
     return [json.dumps(entries, ensure_ascii=False), [row.reply for row in rows]]
 
 
-def _by_run_id(run_ids: Sequence[str], records: Sequence[asyncpg.Record]) -> Sequence[int | Exception]:
+@dataclass(frozen=True, slots=True)
+class StartRow:
+    """A run that is started, and whose session."""
+
+    run_id: str
+    session_id: str
+
+
+def _start_arguments(rows: Sequence[StartRow]) -> Sequence[Any]:
+    return [to_json([asdict(row) for row in rows]).decode(), worker_name()]
+
+
+def _by_run_id(rows: Sequence[StartRow], records: Sequence[asyncpg.Record]) -> Sequence[int | Exception]:
     attempts = {record["run_id"]: record["attempts"] for record in records}
-    return [attempts[run_id] if run_id in attempts else ClaimOutdated() for run_id in run_ids]
+    return [attempts[row.run_id] if row.run_id in attempts else ClaimOutdated() for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +253,10 @@ UNLOCK: Final = Statement[str, None](
     arguments=lambda session_ids: [list(session_ids)],
     results=lambda session_ids, _records: [None] * len(session_ids),
 )
-COUNT_ATTEMPT: Final = Statement[str, int](
+COUNT_ATTEMPT: Final = Statement[StartRow, int](
     name="count_attempt",
     text=sql.COUNT_ATTEMPTS,
-    arguments=lambda run_ids: [list(run_ids)],
+    arguments=_start_arguments,
     results=_by_run_id,
     droppable=True,
 )

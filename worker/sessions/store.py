@@ -21,7 +21,16 @@ from worker.executors.turn import Usage
 from worker.sessions import statements
 from worker.sessions.claim import Claim
 from worker.sessions.lanes import Lane, LaneConnection
-from worker.sessions.statements import ClaimRow, CommitOutcome, CommitRow, ReceiptRow, SummaryRow, Unsummarized
+from worker.sessions.lock_table import LockBudget
+from worker.sessions.statements import (
+    ClaimRow,
+    CommitOutcome,
+    CommitRow,
+    ReceiptRow,
+    StartRow,
+    SummaryRow,
+    Unsummarized,
+)
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
 
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -32,6 +41,9 @@ _log = structlog.get_logger()
 
 _SUMMED: Final = {"input_tokens", "output_tokens", "total_tokens", "model_requests", "tool_calls"}
 """The metrics that a session has the sums of."""
+
+_DEFAULT_LOCKS: Final = 6_400
+"""Postgres's own defaults: 64 locks a transaction, 100 connections."""
 
 LANES: Final = 2
 """More lanes made it slower: 2,740 turns/s with one or two, 2,130 with four (measured, 16 partitions)."""
@@ -52,7 +64,7 @@ class ClaimedSession:
 
     async def count_attempt(self) -> int:
         """Record that the run is started, and return how often it was."""
-        return await self._lane.submit(statements.COUNT_ATTEMPT, self.request.run_id)
+        return await self._lane.submit(statements.COUNT_ATTEMPT, StartRow(self.request.run_id, self.request.session_id))
 
     async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
         """Store the turn in one transaction: session row, runs, receipt.
@@ -121,8 +133,15 @@ class ClaimedSession:
 class SessionStore:
     """The sessions of one schema, over a few lanes."""
 
-    def __init__(self, url: SecretStr, schema: str) -> None:
+    def __init__(self, url: SecretStr, schema: str, *, locks: int = _DEFAULT_LOCKS) -> None:
+        """`locks` is how many locks Postgres has room for."""
+        self.lock_budget = LockBudget(locks)
         self._lanes = [Lane(url, schema, number) for number in range(LANES)]
+
+    @property
+    def first_lane(self) -> Lane:
+        """The lane that also holds this worker's membership of its fleet."""
+        return self._lanes[0]
 
     @property
     def alive(self) -> bool:
@@ -149,8 +168,13 @@ class SessionStore:
         Raises SessionBusyElsewhere if another worker holds it, StoreUnavailable or LaneLost if Postgres can't. The
         caller must not claim a session that it already holds: a lock is re-entrant within its connection.
         """
-        lane = self._lane_of(request.session_id).connection()
         row = ClaimRow(request.run_id, request.session_id, history_runs, summarized)
+        async with self.lock_budget.lock(), self._claimed(request, row) as claimed:
+            yield claimed
+
+    @asynccontextmanager
+    async def _claimed(self, request: RunRequest, row: ClaimRow) -> AsyncIterator[ClaimedSession]:
+        lane = self._lane_of(request.session_id).connection()
         try:
             claim = await lane.submit(statements.CLAIM, row)
         except (asyncio.CancelledError, StatementRefused):

@@ -1,0 +1,20 @@
+"""What a fleet is kept busy with: the executors of `acceptance_teams`, and one that takes its time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+from teamturn import Turn, executor
+from tests.data import acceptance_teams
+
+
+@executor("steady")
+async def steady(turn: Turn) -> Any:
+    """Take a while without any work, so that mailboxes are full while a small machine is not."""
+    await asyncio.sleep(random.uniform(0.04, 0.12))  # noqa: S311 - nothing secret
+    return turn.input
+
+
+everything = [*acceptance_teams.everything, steady]

@@ -1,0 +1,111 @@
+"""The fleet's rule in one worker: be a member while you consume, and consume what is yours.
+
+    join      the membership lock, on the first lane; the others are notified
+    assign    the partitions that are ours, from the members and what was assigned before
+    hand over the channels of what is no longer ours are closed at once, turns running or not
+    consume   what is ours, each over a channel of its own
+
+A hand-over waits for nothing. RabbitMQ returns what is unacknowledged to the head of the queue, in order; a turn that
+had started goes on here, under its session's lock, and commits; the new owner meets its request at the head of the
+session's mailbox, waits for the lock, finds the finished run, and replies. Who dies when:
+
+    killed    its lane and its connection to RabbitMQ are gone at once: so are its membership and its consumers
+    frozen    Postgres ends the lane after 15 s, RabbitMQ the consumers after about as long
+    cut off   from RabbitMQ: it gives its membership up. From Postgres: its lane does not answer a ping, and it closes
+              its channels; Postgres ends its membership after 15 s at the latest
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import structlog
+
+from worker.errors import StoreUnavailable
+from worker.fleet.membership import Membership
+from worker.intake.partitions import Consumers
+from worker.intake.topology import Topology
+
+_POLL_SECONDS: Final = 1.0
+"""Notifications make a change quick; this makes it certain."""
+_UNREACHABLE_SECONDS: Final = 2.0
+"""How long a worker that can't consume stays a member: a restarted broker is back sooner than partitions move."""
+_LEAVE_SECONDS: Final = 2.0
+_ANSWER_SECONDS: Final = 10.0
+"""Past the lanes' lock_timeout, by which a statement that waits for somebody else's row has ended."""
+
+_log = structlog.get_logger()
+
+
+class Fleet:
+    """Keeps what this worker consumes to what is its own."""
+
+    def __init__(
+        self, membership: Membership, consumers: Consumers, topology: Topology, sized: Callable[[int], None]
+    ) -> None:
+        """`sized` is told how many members the fleet has."""
+        self._sized = sized
+        self._membership = membership
+        self._consumers = consumers
+        self._topology = topology
+        self._changed = asyncio.Event()
+        self._unreachable_since: float | None = None
+        self._standing_by: bool | None = None
+        membership.listen(self._changed.set)
+        consumers.listen(self._changed.set)
+
+    async def run(self) -> None:
+        """Follow the fleet, until the task is cancelled."""
+        while True:
+            self._changed.clear()
+            await self._settle()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._changed.wait()
+
+    async def leave(self) -> None:
+        """Close every channel at once and give the membership up; `run` must have ended."""
+        self._consumers.want(frozenset())
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self._membership.leave()
+
+    async def _settle(self) -> None:
+        try:
+            if self._can_consume():
+                # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    owned = await self._membership.owned()
+                self._sized(self._membership.size)
+                self._consume(self._queues(owned))
+            else:
+                self._consumers.want(frozenset())
+                await self._membership.leave()
+        except (StoreUnavailable, TimeoutError) as error:
+            # Without a lane no request could be claimed, and without a membership the partitions are others'.
+            if self._consumers.wanted:
+                _log.warning("partitions_given_up", reason=str(error) or "Postgres does not answer")
+            self._consumers.want(frozenset())
+
+    def _consume(self, queues: frozenset[str]) -> None:
+        if not queues and self._standing_by is not True:
+            _log.info("worker_standing_by", reason="others have all partitions", members=self._membership.size)
+        self._standing_by = not queues
+        self._consumers.want(queues)
+
+    def _can_consume(self) -> bool:
+        if self._consumers.connected:
+            self._unreachable_since = None
+            return True
+        now = time.monotonic()
+        self._unreachable_since = self._unreachable_since or now
+        return now - self._unreachable_since < _UNREACHABLE_SECONDS
+
+    def _queues(self, partitions: frozenset[int]) -> frozenset[str]:
+        queues = {self._topology.partition(number) for number in partitions}
+        # Requests without a slot go with partition 0.
+        return frozenset(queues | {self._topology.unrouted} if 0 in partitions else queues)
