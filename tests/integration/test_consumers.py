@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from worker.intake.topology import Topology, apply
 from worker.settings import Settings
 
 PARTITIONS = 4
+CONSUMING = "consumers of the test"
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ async def consumers_of(settings: Settings) -> AsyncIterator[tuple[Consumers, Top
     consumers = Consumers(
         settings.amqp_url, topology, prefetch=8, received=lambda _: None, lost=lambda: None, name="test"
     )
-    running = asyncio.create_task(consumers.run())
+    running = asyncio.create_task(consumers.run(), name=CONSUMING)
     try:
         yield consumers, topology
     finally:
@@ -73,6 +74,36 @@ async def test_what_is_no_longer_wanted_is_given_up_for_good(settings: Settings,
         await eventually(lambda: consumers.consuming == kept and not consumers._closing, seconds=5)
         await broker.ask(a_session_of(1, settings))
         assert await broker.depth("requests.1") == 1
+
+
+@pytest.mark.parametrize("call", ["Channel.set_qos", "Queue.consume"])
+async def test_told_to_stop_while_it_begins_to_consume_it_stops_also_when_the_client_swallows_that(
+    settings: Settings,
+    broker: TestBroker,  # noqa: ARG001 - it deletes the queues
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+) -> None:
+    """asyncio.wait_for of Python 3.11, which aiormq uses, drops a cancellation that comes together with the answer."""
+    owner = getattr(aio_pika, call.partition(".")[0])
+    name = call.partition(".")[2]
+    original, answered = getattr(owner, name), asyncio.Event()
+
+    async def swallowing(*arguments: Any, **options: Any) -> Any:
+        answer = await original(*arguments, **options)
+        if not answered.is_set():
+            answered.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        return answer
+
+    monkeypatch.setattr(owner, name, swallowing)
+    async with consumers_of(settings) as (consumers, topology):
+        (running,) = (task for task in asyncio.all_tasks() if task.get_name() == CONSUMING)
+        consumers.want(frozenset({topology.partition(0)}))
+        await answered.wait()
+        running.cancel()
+        done, _ = await asyncio.wait([running], timeout=8)
+        assert done, "it still consumes"
 
 
 async def test_what_is_wanted_again_at_once_is_consumed(settings: Settings, broker: TestBroker) -> None:

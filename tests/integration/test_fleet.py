@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from threading import Thread
 from typing import Any
 
 import asyncpg
@@ -18,8 +19,11 @@ from tests.support.fleet import Gate, Looking, a_session_of, echo
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
 from worker import wiring
+from worker.errors import StoreUnavailable
+from worker.fleet.membership import Membership
 from worker.fleet.view import session_holders
 from worker.replies.publisher import Publisher
+from worker.sessions.lanes import Lane
 from worker.sessions.store import SessionStore
 from worker.settings import Settings
 
@@ -121,6 +125,37 @@ async def test_a_worker_whose_first_lane_is_lost_has_its_share_again(
             "select pg_terminate_backend(pid) from fleet_members($1) where member = $2", settings.prefix, member
         )
         await looking.settled(first, second)
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_lane_that_postgres_has_just_ended_is_lost_whatever_the_moment(settings: Settings, steps: int) -> None:
+    """As when a worker that was frozen goes on: what Postgres said meanwhile is read when statements are sent."""
+    lane = Lane(settings.postgres_url, settings.db_schema, 0)
+    membership = Membership(lane, settings.prefix, settings.partitions)
+    await lane.open()
+    running = asyncio.create_task(lane.run())
+    try:
+        assert await membership.owned() == frozenset(range(settings.partitions))
+        # In another loop, while this one stands still.
+        ending = Thread(target=lambda: asyncio.run(end_lanes(settings)))
+        ending.start()
+        ending.join()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        with pytest.raises(StoreUnavailable):
+            await membership.owned()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def end_lanes(settings: Settings) -> None:
+    database = await asyncpg.connect(settings.postgres_url.get_secret_value())
+    await database.execute(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+        "where application_name like 'teamturn lane%' and datname = current_database()"
+    )
+    await database.close()
 
 
 # --- what is seen from outside ---

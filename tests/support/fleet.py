@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +18,7 @@ from pydantic import JsonValue, SecretStr
 from typing_extensions import override
 
 import sql
-from schemas.fleet import FleetState, FleetWorker
+from schemas.fleet import FleetState
 from tests.acceptance.stage import DATA, QUICKER, Gates, database_of_its_own, worker_on
 from tests.support.broker import TestBroker
 from tests.support.load import Load, sessions_of
@@ -63,9 +63,8 @@ class Crew:
         await worker.logged("worker_started")
 
         async def has_its_place() -> bool:
-            state = await self.state()
-            shares = [one.partitions for one in state.workers if _is(worker, one)]
-            return bool(shares) and all(state.partitions[number].consumers == 1 for number in shares[0])
+            shares = await self._shares()
+            return worker.process.pid in shares and await self._are_consumed(shares[worker.process.pid])
 
         await eventually(has_its_place)
         return worker
@@ -73,29 +72,42 @@ class Crew:
     async def state(self) -> FleetState:
         """The fleet as `teamturn fleet` shows it."""
         topology = Topology(prefix=self._settings.prefix, partitions=self._settings.partitions)
-        async with self._looking, connected(self._settings.amqp_url, name="test") as broker:
+        async with self._looking, connected(self._settings.amqp_url, name="crew") as broker:
             return await fleet_state(self._database, broker.amqp, topology)
 
     async def partitions_of(self, worker: WorkerProcess) -> list[int]:
         """What a worker is to consume now."""
-        state = await self.state()
-        return next((one.partitions for one in state.workers if _is(worker, one)), [])
+        return (await self._shares()).get(worker.process.pid, [])
 
     async def settled(self, *workers: WorkerProcess, seconds: float = 20) -> None:
-        """Wait until these are the fleet: each has its share of the partitions, and each of these one consumer."""
+        """Wait until these are the fleet, each has its share of the partitions, and all of these are consumed."""
 
         async def as_they_should_be() -> bool:
-            state = await self.state()
-            shares = sorted(len(one.partitions) for one in state.workers)
-            there = all(any(_is(worker, one) for one in state.workers) for worker in workers)
-            balanced = len(shares) == len(workers) and shares[-1] - shares[0] <= 1
-            return there and balanced and all(one.consumers == 1 and one.owner for one in state.partitions)
+            shares = await self._shares()
+            sizes = [len(share) for share in shares.values()]
+            return (
+                shares.keys() == {worker.process.pid for worker in workers}
+                and sum(sizes) == self._settings.partitions
+                and max(sizes) - min(sizes) <= 1
+                and await self._are_consumed(range(self._settings.partitions))
+            )
 
         await eventually(as_they_should_be, seconds=seconds)
 
+    async def _shares(self) -> dict[int, list[int]]:
+        """What each worker, by its process id, is to consume now."""
+        async with self._looking:
+            live = await self._database.fetch(sql.LIST_FLEET, self._settings.prefix)
+            recorded = await self._database.fetchrow(sql.READ_FLEET, self._settings.prefix)
+        owners = list(enumerate((recorded and recorded["owners"]) or ()))
+        return {
+            int(one["worker"].rpartition(":")[2]): [number for number, owner in owners if owner == one["member"]]
+            for one in live
+        }
 
-def _is(worker: WorkerProcess, member: FleetWorker) -> bool:
-    return member.worker.endswith(f":{worker.process.pid}")
+    async def _are_consumed(self, partitions: Iterable[int]) -> bool:
+        consumers = [one.consumers for one in (await self.state()).partitions]
+        return all(consumers[number] for number in partitions)
 
 
 def a_session_of(partition: int, settings: Settings) -> str:

@@ -31,6 +31,9 @@ _PONG_SECONDS: Final = 5.0
 _STATEMENT_SECONDS: Final = 40.0
 """Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
 _LARGEST_BATCH: Final = 256
+_BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
+words (idle_session_timeout) and the end of the connection."""
 _RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
 
 _log = structlog.get_logger()
@@ -176,8 +179,8 @@ class LaneConnection:
             return await self.connection.fetch(text, *arguments, timeout=limit_seconds)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            if self.connection.is_closed() or isinstance(error, OSError | asyncpg.InterfaceError):
+        except (asyncpg.PostgresError, *_BROKEN, TimeoutError) as error:
+            if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
             raise translated(error) from error
 
