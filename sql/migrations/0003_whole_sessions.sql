@@ -4,6 +4,11 @@
 -- does not know there.
 alter table agno_sessions add column if not exists summary_run_index bigint;
 
+-- Up to which run_index a session's summary covers its runs: none, if another program took the summary away.
+create function summarized_up_to(summary jsonb, summary_run_index bigint) returns bigint
+language sql immutable
+return case when jsonb_typeof(summary -> 'summary') = 'string' then coalesce(summary_run_index, -1) else -1 end;
+
 -- How many completed runs of a session a turn is given: those after its summary, if it keeps one, and at least
 -- `asked` (null: all). At most 20 beyond those asked for are made up for, so that a turn's cost stays what it is
 -- where no summary gets written.
@@ -15,7 +20,7 @@ return case
         select count(*) from (
             select from agno_runs as run
             where run.session_id = of_session
-              and run.run_index > coalesce(covered, -1)
+              and run.run_index > covered
               and run.status = 'COMPLETED'
               and run.parent_run_id is null
             order by run.run_index desc
@@ -113,7 +118,10 @@ begin
               and completed.parent_run_id is null
             order by completed.run_index desc, completed.created_at desc, completed.run_id desc
             limit history_length(
-                session.session_id, request.history_runs, session.summary_run_index, request.summarized
+                session.session_id,
+                request.history_runs,
+                summarized_up_to(session.summary, session.summary_run_index),
+                coalesce(request.summarized, false)  -- a worker of before this migration does not say
             )
         ) as run
     ) as last_runs on receipt.run_id is null;
@@ -172,13 +180,16 @@ begin
              jsonb_to_record(entry.session) as s (
                  session_id varchar, session_type varchar, agent_id varchar, team_id varchar,
                  workflow_id varchar, user_id varchar, session_state jsonb, session_name text, usage jsonb,
+                 tokens jsonb,  -- what a worker of before this migration calls usage
                  agent_data jsonb, team_data jsonb, workflow_data jsonb, metadata jsonb,
                  started bigint, ended bigint
              )
     ),
     updated as (
         update agno_sessions as session
-        set session_data = merge_session_data(session.session_data, turn.session_state, turn.session_name, turn.usage),
+        set session_data = merge_session_data(
+                session.session_data, turn.session_state, turn.session_name, coalesce(turn.usage, turn.tokens)
+            ),
             metadata = case when turn.metadata = '{}' then session.metadata
                             else object_of(session.metadata) || turn.metadata end,
             agent_data = case when turn.agent_data is null then session.agent_data
@@ -201,7 +212,7 @@ begin
         )
         select
             turn.session_id, turn.session_type, turn.agent_id, turn.team_id, turn.workflow_id, turn.user_id,
-            merge_session_data(null, turn.session_state, turn.session_name, turn.usage),
+            merge_session_data(null, turn.session_state, turn.session_name, coalesce(turn.usage, turn.tokens)),
             turn.agent_data, turn.team_data, turn.workflow_data, turn.metadata, turn.started, turn.ended, 1
         from turn
         where turn.turn_seq is null
@@ -277,7 +288,7 @@ as $$
             select completed.run_data, completed.run_index
             from agno_runs as completed
             where completed.session_id = session.session_id
-              and completed.run_index > coalesce(session.summary_run_index, -1)
+              and completed.run_index > summarized_up_to(session.summary, session.summary_run_index)
               and completed.status = 'COMPLETED'
               and completed.parent_run_id is null
             order by completed.run_index
@@ -306,7 +317,7 @@ begin
         session_data = merge_session_data(session.session_data, null, null, entry.usage)
     from jsonb_to_recordset(entries) as entry (session_id varchar, summary jsonb, up_to bigint, usage jsonb)
     where session.session_id = any (sessions)
-      and session.session_id = entry.session_id and coalesce(session.summary_run_index, -1) < entry.up_to;
+      and session.session_id = entry.session_id and summarized_up_to(session.summary, session.summary_run_index) < entry.up_to;
 end;
 $$;
 

@@ -25,6 +25,7 @@ from worker.errors import (
 )
 from worker.executors.attempt import Outcome, new_turn
 from worker.replies.answers import Timing, body_of, finished
+from worker.sessions.database import connect
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.stored_runs import FinishedTurn
 from worker.settings import Settings
@@ -303,3 +304,44 @@ async def test_what_other_programs_left_in_odd_shapes_does_not_fail_a_commit(
     assert json.loads(row["team_data"])["name"] == "Echo"
     metrics = json.loads(row["session_data"])["session_metrics"]
     assert (metrics["input_tokens"], metrics["output_tokens"], metrics["cost"]) == (1, 0, 2)
+
+
+async def test_a_worker_of_before_the_last_migration_is_served_as_before(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    """While an upgrade is rolled out: it asks for no summaries, and calls what a turn used its tokens."""
+    async with store_of(settings) as store:
+        for number in range(5):
+            await take(store, f"r{number}")
+    asked = [{"position": 0, "run_id": "new", "session_id": "s1", "history_runs": 2}]
+    claim = await database.fetchrow("select turn_seq, history from claim_turns($1::jsonb)", json.dumps(asked))
+    assert claim is not None
+    assert [run["run_id"] for run in json.loads(claim["history"])] == ["r3", "r4"]
+    target = {"session_id": "s1", "target_type": "team", "target_id": "echo", "fingerprint": "00"}
+    turn = {
+        "position": 1,
+        "turn_seq": claim["turn_seq"],
+        "session": {
+            "session_id": "s1",
+            "session_type": "team",
+            "team_id": "echo",
+            "metadata": {},
+            "started": 1,
+            "ended": 1,
+            "tokens": {"input_tokens": 7},
+        },
+        "runs": [{"type": "team", "data": {"run_id": "new", "created_at": 1}}],
+        "receipt": {"run_id": "new", "status": "COMPLETED", **target},
+    }
+    outcome = await database.fetchval(
+        "select outcome from commit_turns($1::jsonb, $2::bytea[])", json.dumps([turn]), [b"{}"]
+    )
+    assert outcome == "committed"
+    metrics = "session_data -> 'session_metrics' -> 'input_tokens'"
+    assert await database.fetchval(f"select {metrics} from agno_sessions") == "7"  # noqa: S608 - a constant
+
+
+async def test_lanes_do_not_have_their_statements_compiled(settings: Settings, database: asyncpg.Connection) -> None:
+    lane = await connect(settings.postgres_url, settings.db_schema, application="lane", lane=True)
+    assert await lane.fetchval("show jit") == "off"
+    await lane.close()

@@ -176,6 +176,20 @@ async def test_a_summary_that_failed_is_made_up_for_after_the_next_turn(
     assert "User: q1\nAssistant: re: q1\n\nUser: q2\nAssistant: re: q2" in second
 
 
+async def test_a_summary_that_another_program_took_away_is_written_anew_from_the_first_run(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    leader, scribe = answering(), Scribe()
+    async with worker_of(settings, summed_up(leader, scribe.model, history_runs=0)):
+        await ask(broker, "q1", "q2")
+        await covered(database, 1)
+        await database.execute("update agno_sessions set summary = null")
+        await ask(broker, "q3")
+        assert prompts(leader.asked[-1]) == ["q1", "q2", "q3"]
+        await covered(database, 2)
+    assert all(f"User: {given}" in scribe.asked[-1] for given in ("q1", "q2", "q3"))
+
+
 async def test_turns_in_quick_succession_have_one_summary_at_a_time_and_the_next_goes_on_from_it(
     settings: Settings, broker: TestBroker, database: asyncpg.Connection
 ) -> None:

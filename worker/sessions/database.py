@@ -57,6 +57,9 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
             "lock_timeout": "5s",
             "statement_timeout": "30s",
             "idle_in_transaction_session_timeout": "15s",
+            # The planner takes a batch for a hundred requests, and would compile each claim where sessions are long:
+            # 24.5 ms with three of 12,000 runs, 0.5 ms without (measured).
+            "jit": "off",
         }
     try:
         connection = await asyncpg.connect(
