@@ -8,6 +8,7 @@ import json
 import re
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -146,7 +147,7 @@ class RunRequest(_Strict):
             raise ValueError(f"exactly one of team_id, agent_id and workflow_id is required; found {found}")
         return self
 
-    @property
+    @cached_property
     def target(self) -> Target:
         """The team, agent or workflow that the request names."""
         if self.team_id is not None:
@@ -160,8 +161,9 @@ class RunRequest(_Strict):
         """The input's text; of several parts, the text parts, a line each."""
         return text_of_input(self.input)
 
+    @cached_property
     def fingerprint(self) -> bytes:
-        """Return 32 bytes that are equal when two requests ask for the same.
+        """32 bytes that are equal when two requests ask for the same.
 
         Independent of key order, white space and of defaults given or left out, so that a field added in a later
         version does not make a redelivered request look different.

@@ -63,7 +63,7 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
-    asked = (request.session_id, request.user_id, request.target, request.fingerprint())
+    asked = (request.session_id, request.user_id, request.target, request.fingerprint)
     return asked == (receipt.session_id, receipt.user_id, receipt.target, receipt.fingerprint)
 
 

@@ -341,7 +341,8 @@ async def test_a_worker_of_before_the_last_migration_is_served_as_before(
     assert await database.fetchval(f"select {metrics} from agno_sessions") == "7"  # noqa: S608 - a constant
 
 
-async def test_lanes_do_not_have_their_statements_compiled(settings: Settings, database: asyncpg.Connection) -> None:
+@pytest.mark.usefixtures("database")
+async def test_lanes_do_not_have_their_statements_compiled(settings: Settings) -> None:
     lane = await connect(settings.postgres_url, settings.db_schema, application="lane", lane=True)
     assert await lane.fetchval("show jit") == "off"
     await lane.close()

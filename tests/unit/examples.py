@@ -64,7 +64,7 @@ def a_receipt(request: RunRequest, **fields: Any) -> Receipt:
         "session_id": request.session_id,
         "user_id": request.user_id,
         "target": request.target,
-        "fingerprint": request.fingerprint(),
+        "fingerprint": request.fingerprint,
         "reply": b'{"status":"COMPLETED"}',
     }
     return Receipt(**made | fields)

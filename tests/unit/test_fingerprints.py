@@ -44,7 +44,7 @@ def test_key_order_white_space_and_escapes_make_no_difference(
 ) -> None:
     written = json.dumps(fields)
     otherwise = json.dumps(_shuffled(fields, random), separators=separators, ensure_ascii=escaped, indent=1)
-    assert _read(written).fingerprint() == _read(otherwise).fingerprint()
+    assert _read(written).fingerprint == _read(otherwise).fingerprint
 
 
 @given(request_bodies)
@@ -58,21 +58,21 @@ def test_a_default_given_or_left_out_makes_no_difference(fields: dict[str, Any])
         "deadline": None,
         "on_busy": "enqueue",
     }
-    assert RunRequest.model_validate(fields).fingerprint() == RunRequest.model_validate(defaults | fields).fingerprint()
+    assert RunRequest.model_validate(fields).fingerprint == RunRequest.model_validate(defaults | fields).fingerprint
 
 
 @given(request_bodies)
 def test_the_run_id_in_the_message_id_makes_no_difference(fields: dict[str, Any]) -> None:
     without = {name: value for name, value in fields.items() if name != "run_id"}
     from_message = read_request(json.dumps(without).encode(), fields["run_id"], largest_bytes=10_000_000)
-    assert from_message.fingerprint() == RunRequest.model_validate(fields).fingerprint()
+    assert from_message.fingerprint == RunRequest.model_validate(fields).fingerprint
 
 
 @given(request_bodies)
 def test_a_request_that_goes_through_json_once_more_keeps_its_fingerprint(fields: dict[str, Any]) -> None:
     request = RunRequest.model_validate(fields)
     again = RunRequest.model_validate_json(request.model_dump_json(exclude_defaults=True))
-    assert again.fingerprint() == request.fingerprint()
+    assert again.fingerprint == request.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_request_that_goes_through_json_once_more_keeps_its_fingerprint(fields
     ids=str,
 )
 def test_another_value_of_any_field_is_another_fingerprint(changes: dict[str, Any]) -> None:
-    assert a_request(**changes).fingerprint() != a_request().fingerprint()
+    assert a_request(**changes).fingerprint != a_request().fingerprint
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_another_value_of_any_field_is_another_fingerprint(changes: dict[str, An
     ],
 )
 def test_json_values_that_python_takes_for_equal_are_told_apart(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert a_request(session_state=one).fingerprint() != a_request(session_state=other).fingerprint()
+    assert a_request(session_state=one).fingerprint != a_request(session_state=other).fingerprint
 
 
 def test_the_fingerprint_is_the_same_in_every_version() -> None:
     """Receipts keep it: another one after an upgrade would make each redelivery a run_id_conflict."""
     plain = RunRequest.model_validate(request_fields())
-    assert plain.fingerprint().hex() == "95b1f584d4894896e9d018a29c30683acfa5679b5a21493275529a7ff75fea95"
+    assert plain.fingerprint.hex() == "95b1f584d4894896e9d018a29c30683acfa5679b5a21493275529a7ff75fea95"
     full = a_request(
         user_id="u1",
         input=[{"type": "text", "text": "é"}, {"type": "binary", "media_type": "image/png", "data": "aGk="}],
@@ -126,4 +126,4 @@ def test_the_fingerprint_is_the_same_in_every_version() -> None:
         deadline="2030-01-31T12:00:00+01:00",
         on_busy="reject",
     )
-    assert full.fingerprint().hex() == "52bbd5703e392a06055624c6ed91d47dd62739ee64ef87367dd5f37c5f042b62"
+    assert full.fingerprint.hex() == "52bbd5703e392a06055624c6ed91d47dd62739ee64ef87367dd5f37c5f042b62"

@@ -67,9 +67,9 @@ def test_what_an_executor_changes_is_neither_the_request_s_nor_the_session_s(cha
         metadata={"asked": {"list": [1]}},
     )
     session = a_session(session_state={"stored": {"list": [1]}}, metadata={"stored": {"list": [1]}})
-    before = request.model_dump_json(), request.fingerprint(), repr(session)
+    before = request.model_dump_json(), request.fingerprint, repr(session)
     change(new_turn(request, session, (), attempt=1))
-    assert (request.model_dump_json(), request.fingerprint(), repr(session)) == before
+    assert (request.model_dump_json(), request.fingerprint, repr(session)) == before
 
 
 def test_two_turns_of_one_request_share_nothing() -> None:

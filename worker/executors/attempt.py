@@ -59,6 +59,7 @@ def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[Pas
         ),
         steps=Steps(),
         summary=None if session is None else session.summary,
+        id_seed=request.fingerprint.hex(),
     )
 
 

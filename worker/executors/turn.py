@@ -111,15 +111,15 @@ class StateLock:
     """Keeps tools that change the state from a thread apart from each other, and from all that see the state."""
 
     def __init__(self) -> None:
-        self._entering = asyncio.Lock()
+        self._alone = asyncio.Lock()
         self._sharing = 0
         self._nobody = asyncio.Event()
         self._nobody.set()
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Hold it with others that share it."""
-        async with self._entering:
+        """Hold it with others that share it. Who waits to be alone is not waited for: those there may need this one."""
+        async with self._alone:
             self._sharing += 1
             self._nobody.clear()
         try:
@@ -131,10 +131,16 @@ class StateLock:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Hold it alone; who comes later waits, whoever is there is waited for."""
-        async with self._entering:
+        """Hold it alone."""
+        await self._alone.acquire()
+        while self._sharing:
+            self._alone.release()
             await self._nobody.wait()
+            await self._alone.acquire()
+        try:
             yield
+        finally:
+            self._alone.release()
 
 
 @dataclass(slots=True)
@@ -184,6 +190,8 @@ class Turn:
     """In a workflow: its steps so far."""
     messages: list[JsonObject] = field(default_factory=list)
     """What was said in this run, with roles as Agno stores them; empty: its input and its answer say it all."""
+    id_seed: str = field(default="", repr=False)
+    """What the ids of members' runs are made from, the same in every attempt; only who knows the request knows it."""
 
     @property
     def session_state(self) -> dict[str, JsonValue]:

@@ -125,7 +125,7 @@ class ClaimedSession:
             "user_id": request.user_id,
             "target_type": target.type.value,
             "target_id": target.id,
-            "fingerprint": request.fingerprint().hex(),
+            "fingerprint": request.fingerprint.hex(),
             "status": reply.status.value,
         }
 

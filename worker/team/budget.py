@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, field
 
+from pydantic_ai.exceptions import UsageLimitExceeded
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 _current: ContextVar[Budget | None] = ContextVar("budget", default=None)
@@ -24,11 +25,20 @@ class Budget:
     limits: UsageLimits | None
     above: Budget | None = None
     _nested: list[Budget] = field(default_factory=list)
+    under_way: int = 0
+    """Requests that are not answered yet, those of nested levels included; pydantic-ai counts answered ones only."""
+    was_exceeded: bool = False
+    """Whether a limit of this level ended what ran within it."""
 
     @staticmethod
     def current() -> Budget | None:
         """Return the budget of the agent's run that this code is part of, if it is of one."""
         return _current.get()
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether a limit of this level, or of one above it, ended what ran within it."""
+        return any(level.was_exceeded for level in self._levels())
 
     @contextmanager
     def spent_here(self) -> Iterator[None]:
@@ -36,6 +46,9 @@ class Budget:
         token = _current.set(self)
         try:
             yield
+        except UsageLimitExceeded:
+            self.was_exceeded = self.was_exceeded or not self.exceeded  # else it was a level above
+            raise
         finally:
             _current.reset(token)
 
@@ -53,15 +66,22 @@ class Budget:
             self._nested.remove(inner)
             self.usage.incr(inner.usage)
 
-    def check_above(self) -> None:
-        """Raise UsageLimitExceeded if another request would exceed a level above, with all that runs there now."""
-        level = self.above
-        while level is not None:
-            total, limits = level.total(), level.limits or UsageLimits()
-            limits.check_before_request(total)
-            limits.check_tokens(total)
-            limits.check_before_tool_call(total)
-            level = level.above
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Make a request to a model. Raises UsageLimitExceeded if it would exceed a limit of this level or above.
+
+        What runs beside it counts: requests that are under way, and what the nested levels have used so far.
+        """
+        levels = list(self._levels())
+        for level in levels:
+            level.check()
+        for level in levels:
+            level.under_way += 1
+        try:
+            yield
+        finally:
+            for level in levels:
+                level.under_way -= 1
 
     def total(self) -> RunUsage:
         """Return what this level has used, with the nested ones that run now."""
@@ -69,3 +89,21 @@ class Budget:
         for inner in self._nested:
             total.incr(inner.total())
         return total
+
+    def check(self) -> None:
+        """Raise UsageLimitExceeded if another request would exceed a limit of this level."""
+        total, limits = self.total(), self.limits or UsageLimits()
+        total.requests += self.under_way
+        try:
+            limits.check_before_request(total)
+            limits.check_tokens(total)
+            limits.check_before_tool_call(total)
+        except UsageLimitExceeded:
+            self.was_exceeded = True
+            raise
+
+    def _levels(self) -> Iterator[Budget]:
+        level: Budget | None = self
+        while level is not None:
+            yield level
+            level = level.above

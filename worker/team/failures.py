@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+import structlog
 from pydantic_ai.exceptions import (
     AgentRunError,
     ConcurrencyLimitExceeded,
@@ -22,6 +23,7 @@ from pydantic_ai.exceptions import (
     ModelUnavailableError,
     UnexpectedModelBehavior,
     UsageLimitExceeded,
+    UserError,
 )
 
 from worker.errors import InvalidOutput, ModelFailed, TurnFailed, UsageLimitReached
@@ -33,11 +35,15 @@ _PASSING: Final = (
     ModelConnectionError,
     ModelRequestTimeout,
 )
+UNSUITABLE: Final = (UserError, NotImplementedError, AssertionError)
+"""What a model raises that can't be given the request: a kind of input that it does not take, a setting."""
 UNREADABLE: Final = (UnexpectedModelBehavior, TypeError, AttributeError, LookupError, ValueError)
 """What a model raises whose provider's answer is none: pydantic-ai has no one error for it."""
 _FINAL: Final = (ModelQuotaExceededError, ModelRequestRejectedError, ModelAuthenticationError)
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
+
+_log = structlog.get_logger()
 
 
 @contextmanager
@@ -62,6 +68,7 @@ def translated_failures() -> Iterator[None]:
     except UsageLimitExceeded as error:
         raise UsageLimitReached(str(error)) from error
     except UnexpectedModelBehavior as error:
+        _log.warning("output_invalid", exc_info=error)
         raise InvalidOutput("the model's output or tool calls kept being invalid") from error
 
 
@@ -83,7 +90,7 @@ def is_passing(error: BaseException) -> bool:
         case ModelHTTPError():
             return error.status_code in _PASSING_STATUS or error.status_code >= _SERVER_ERRORS
         case _:
-            return isinstance(error, (ModelAPIError, *UNREADABLE))
+            return isinstance(error, (ModelAPIError, *UNREADABLE)) and not _is_unsuitable(error)
 
 
 def given_up(error: Exception, model_name: str) -> Exception:
@@ -95,7 +102,15 @@ def given_up(error: Exception, model_name: str) -> Exception:
         error, UnexpectedModelBehavior
     ):
         return error
+    if _is_unsuitable(error):
+        return ModelFailed(f"the model {model_name} can't be given this request", retryable=False)
     return ModelFailed(f"the answer of the model {model_name} could not be read", retryable=is_passing(error))
+
+
+def _is_unsuitable(error: BaseException) -> bool:
+    # pydantic-ai has no class for content of a type that it does not know.
+    unknown_type = type(error) is ValueError and str(error).startswith("Unknown media type")
+    return unknown_type or isinstance(error, UNSUITABLE)
 
 
 def seconds_asked_for(error: BaseException) -> float | None:

@@ -9,36 +9,31 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import structlog
 from pydantic_ai import ModelRetry, RunContext
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler
 from pydantic_ai.exceptions import AgentRunError, RetryModelRequest
 from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
-from pydantic_ai.toolsets import AbstractToolset, FunctionToolset, WrapperToolset
-from pydantic_ai.toolsets.abstract import ToolsetTool
-from pydantic_ai.toolsets.function import FunctionToolsetTool
+from pydantic_ai.toolsets import AbstractToolset
 from typing_extensions import override
 
 from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean
-from worker.executors.turn import Turn
 from worker.team.budget import Budget
 from worker.team.failures import given_up, is_passing, seconds_asked_for
+from worker.team.toolsets import guarded
 
 _FIRST_WAIT_SECONDS: Final = 0.5
 _LONGEST_WAIT_SECONDS: Final = 8.0
 _LONGEST_ASKED_SECONDS: Final = 60.0
 """A provider that asks for more patience than this is not waited for: the reply says `retryable` instead. It is what
 OpenAI's own client goes by."""
-
-DELEGATES: Final = "teamturn_delegates"
-"""In the metadata of tools that run members: what they raise was a member's, not a tool's."""
 
 _log = structlog.get_logger()
 
@@ -56,12 +51,12 @@ class TurnHooks(AbstractCapability[Any]):
         return TurnHooks(self.model_retries)
 
     @override
-    async def before_model_request(
-        self, ctx: RunContext[Any], request_context: ModelRequestContext
-    ) -> ModelRequestContext:
-        if (budget := Budget.current()) is not None:
-            budget.check_above()
-        return request_context
+    async def wrap_model_request(
+        self, ctx: RunContext[Any], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
+    ) -> ModelResponse:
+        budget = Budget.current()
+        with nullcontext() if budget is None else budget.request():
+            return await handler(request_context)
 
     @override
     async def on_model_request_error(
@@ -72,6 +67,8 @@ class TurnHooks(AbstractCapability[Any]):
         seconds = _wait_seconds(tries, seconds_asked_for(error))
         name = request_context.model.model_name
         if not is_passing(error) or tries > self.model_retries or seconds > _LONGEST_ASKED_SECONDS:
+            # A provider's text may hold anything: the reply has none of it, the log, which is redacted, all.
+            _log.error("model_failed", model=name, tries=tries, exc_info=error)
             raise given_up(error, name) from error
         _log.warning(
             "model_request_retried",
@@ -115,7 +112,7 @@ class TurnHooks(AbstractCapability[Any]):
         error: Exception,
     ) -> Any:
         # What a delegated run ended with has its own code; the rest of these are pydantic-ai's own signals.
-        if isinstance(error, TurnFailed | AgentRunError | ModelRetry) or (tool_def.metadata or {}).get(DELEGATES):
+        if isinstance(error, TurnFailed | AgentRunError | ModelRetry):
             raise error
         # The text may hold anything; the log, which is redacted, has all of it.
         _log.error("tool_failed", tool=tool_def.name, exc_info=error)
@@ -123,7 +120,7 @@ class TurnHooks(AbstractCapability[Any]):
 
     @override
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
-        return toolset.visit_and_replace(_around_the_state)
+        return toolset.visit_and_replace(guarded)
 
 
 def _cleaned(part: ModelResponsePart) -> ModelResponsePart:
@@ -144,35 +141,3 @@ def _wait_seconds(tries: int, asked: float | None) -> float:
     longest = min(_FIRST_WAIT_SECONDS * 2 ** (tries - 1), _LONGEST_WAIT_SECONDS)
     # Jitter: many turns that failed together must not come back together.
     return random.uniform(longest / 2, longest)  # noqa: S311 - nothing secret
-
-
-def _around_the_state(toolset: AbstractToolset[Turn]) -> AbstractToolset[Turn]:
-    return _StateInTurn(toolset) if isinstance(toolset, FunctionToolset) else toolset
-
-
-@dataclass
-class _StateInTurn(WrapperToolset[Turn]):
-    """Keeps tools that get the turn in a thread apart from all others that get it.
-
-    Between such a tool's reading the state and its writing it, somebody else could. Async tools change it between two
-    awaits, where no other one runs, and so go side by side; tools without the context don't see it.
-    """
-
-    @override
-    async def call_tool(
-        self, name: str, tool_args: dict[str, Any], ctx: RunContext[Turn], tool: ToolsetTool[Turn]
-    ) -> Any:
-        async with self._held(name, ctx, tool):
-            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
-
-    def _held(
-        self, name: str, ctx: RunContext[Turn], tool: ToolsetTool[Turn]
-    ) -> AbstractAsyncContextManager[None, bool | None]:
-        if not isinstance(tool, FunctionToolsetTool) or not isinstance(self.wrapped, FunctionToolset):
-            return nullcontext()
-        known = self.wrapped.tools.get(tool.original_name or name)
-        # Who delegates changes nothing by itself, and waits for members whose tools may want to be alone.
-        if known is not None and (not known.takes_ctx or (known.metadata or {}).get(DELEGATES)):
-            return nullcontext()
-        lock = ctx.deps.session.lock
-        return lock.shared() if tool.is_async else lock.alone()

@@ -50,16 +50,9 @@ def check_numbers(where: str, *, history_runs: int | None, model_retries: int) -
 
 async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget], Awaitable[_T]]) -> _T:
     """Take a turn within its limits. Raises TurnTimedOut past its time; `answer` raises UsageLimitReached."""
-    begin_state(turn, limits.session_state)
     usage = RunUsage()
-    time_limit = asyncio.timeout(limits.timeout_seconds)
     try:
-        async with time_limit:
-            return await answer(Budget(usage, limits.usage))
-    except TimeoutError as error:
-        if not time_limit.expired():
-            raise
-        raise TurnTimedOut(f"the turn ran longer than {limits.timeout_seconds:g} s") from error
+        return await _in_time(limits, "the turn", turn, answer(Budget(usage, limits.usage)))
     finally:
         # Also of a turn that failed: its tokens were spent.
         turn.usage.input_tokens += usage.input_tokens
@@ -67,3 +60,23 @@ async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget
         turn.usage.model_requests += usage.requests
         turn.usage.tool_calls += usage.tool_calls
         turn.member_runs[:] = members_first(turn.member_runs)
+
+
+async def within_part(
+    limits: TurnLimits, what: str, part: Turn, budget: Budget, answer: Callable[[Budget], Awaitable[_T]]
+) -> _T:
+    """Do a member's or a step's part of a turn within its own limits, and those of the turn. Raises as a turn does."""
+    with budget.within(limits.usage) as own:
+        return await _in_time(limits, what, part, answer(own))
+
+
+async def _in_time(limits: TurnLimits, what: str, turn: Turn, answering: Awaitable[_T]) -> _T:
+    begin_state(turn, limits.session_state)
+    time_limit = asyncio.timeout(limits.timeout_seconds)
+    try:
+        async with time_limit:
+            return await answering
+    except TimeoutError as error:
+        if not time_limit.expired():
+            raise
+        raise TurnTimedOut(f"{what} ran longer than {limits.timeout_seconds:g} s") from error

@@ -17,7 +17,7 @@ from pydantic_ai.models import Model
 from schemas.ids import SessionType, Target
 from schemas.replies import RunStatus
 from schemas.requests import Input
-from worker.errors import TurnFailed, UsageLimitReached
+from worker.errors import ExecutorFailed, TurnFailed
 from worker.executors.json_values import as_json
 from worker.executors.turn import MemberRun, Turn, text_of
 from worker.team.agent_run import AgentRunner, AnyAgent, checked_model
@@ -56,7 +56,7 @@ class Members:
     async def run(self, member_id: str, task: Input, leader: Turn, budget: Budget, *, call: str) -> MemberRun:
         """Have a member do a task, and return its run, which is kept with the leader's.
 
-        `call` is the same in every attempt of the turn, and makes the run's id. Raises what the member failed with.
+        `call` is the same in every attempt of the turn, and makes the run's id. Raises TurnFailed if the member failed.
         """
         member = self.by_id[member_id]
         return await self._finished(member, begun_run(leader, member.target, member.name, task, call), leader, budget)
@@ -75,10 +75,9 @@ class Members:
             part.history, part.summary = (), None
         try:
             await finish(run, member, part, budget)
-        except UsageLimitReached:
-            raise  # it is the whole turn's
         except TurnFailed as error:
-            if not self.may_fail:
+            # A limit of the whole turn's, or of this team's, leaves the leader nothing to go on with.
+            if not self.may_fail or budget.exceeded:
                 raise
             _log.warning("member_failed", member=str(member.target), code=error.code.value, reason=error.message)
         return run
@@ -99,14 +98,23 @@ def begun_run(parent: Turn, target: Target, name: str, given: Input, call: str) 
 
 
 async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> None:
-    """Have a member do what its run is for; the run says how it ended. Raises what the member failed with."""
+    """Have a member do what its run is for; the run says how it ended. Raises TurnFailed if the member failed."""
     try:
         run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
         run.status = RunStatus.COMPLETED
     except Exception as error:
         run.status = RunStatus.ERROR
-        run.error = error if isinstance(error, TurnFailed) else None
-        raise
+        run.error = failure_of(str(member.target), error)
+        raise run.error from error
+
+
+def failure_of(what: str, error: Exception) -> TurnFailed:
+    """Return what the user's code, a member's or a step's, failed with, as something with a code."""
+    if isinstance(error, TurnFailed):
+        return error
+    # The text may hold anything; the reply names the type only, and the log, which is redacted, all of it.
+    _log.error("executor_failed", target=what, exc_info=error)
+    return ExecutorFailed(f"{what} raised {type(error).__name__}")
 
 
 async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[MemberRun]:
@@ -168,11 +176,12 @@ def target_of(kind: SessionType, target_id: str, what: str) -> Target:
 def _new_run_id(leader: Turn, call: str) -> str:
     """Return an id that is the same in every attempt: the call's id is in the leader's recorded answer.
 
-    Some providers use an id again within a run; its uses are counted.
+    Nobody can take it first who knows only the request's run_id. Some providers use a call's id again within a run; its
+    uses are counted.
     """
     taken = {run.run_id for run in leader.member_runs}
     for use in itertools.count():
-        run_id = str(uuid.uuid5(_RUN_IDS, f"{leader.run_id}/{call}#{use}"))
+        run_id = str(uuid.uuid5(_RUN_IDS, f"{leader.id_seed}/{leader.run_id}/{call}#{use}"))
         if run_id not in taken:
             return run_id
     raise AssertionError("itertools.count ended")

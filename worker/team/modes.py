@@ -14,8 +14,8 @@ from worker.executors.turn import Turn
 from worker.team.agent_run import AgentRunner
 from worker.team.budget import Budget
 from worker.team.history import prompt, with_text
-from worker.team.hooks import DELEGATES
 from worker.team.members import Member, Members, answer_of, told
+from worker.team.toolsets import DELEGATES
 
 Mode = Literal["coordinate", "route", "broadcast"]
 """How a leader and its members take a turn together."""

@@ -30,9 +30,9 @@ from worker.team.agent_run import (
     model_name_of,
 )
 from worker.team.budget import Budget
-from worker.team.failures import UNREADABLE
+from worker.team.failures import UNREADABLE, UNSUITABLE
 from worker.team.history import prompt
-from worker.team.limits import TurnLimits, check_numbers, within_limits
+from worker.team.limits import TurnLimits, check_numbers, within_limits, within_part
 from worker.team.members import Member, Members, agent_member, target_of
 from worker.team.modes import Mode, broadcast, delegation_tools, route, route_output, team_prompt
 from worker.team.session_context import Instructions, SessionContext, as_instructions
@@ -49,6 +49,8 @@ class Team:
         id: What requests name it by: `team_id`.
         model: The leader's model: any that pydantic-ai knows, by name or as an object.
         members: pydantic-ai Agents, each with a name of its own, or Teams. An Agent without a model uses the leader's.
+            A Team has its own limits, retries and session_state within those of the turn; history and summary are the
+            turn's.
         mode: "coordinate": the leader gives tasks to one member or to all, by tool calls, and answers from what
             they found. "route": the leader chooses one member, whose answer is the answer. "broadcast": every member
             is given the input, in parallel, and the leader sums up.
@@ -57,7 +59,9 @@ class Team:
         instructions: For the leader: text, or a function of the Turn that returns text, or several of them. A function
             may be async, and may take pydantic-ai's RunContext[Turn] instead.
         tools: The leader's tools: functions or pydantic-ai Tools. `RunContext.deps` is the Turn.
-        toolsets: The leader's pydantic-ai toolsets, MCPToolset among them; a server is connected to for each turn.
+        toolsets: The leader's pydantic-ai toolsets, MCPToolset among them. Turns that run at once share a toolset, and
+            an MCPToolset's connection to its server; where a server keeps something of those it serves, give a function
+            that returns a new one: `toolsets=[lambda context: MCPToolset(…)]`.
         output_type: What the leader answers with: any output of pydantic-ai, a pydantic model among them; it becomes
             JSON in the reply. Not in mode "route", where a member answers.
         model_settings: pydantic-ai's ModelSettings of the leader: temperature, max_tokens, request_timeout, ….
@@ -72,12 +76,14 @@ class Team:
             or a pydantic-ai ConcurrencyLimiter, which several teams can share.
         timeout: Seconds that a turn may take; TEAMTURN_TURN_TIMEOUT is the limit above it. Exceeded, the turn ends as
             `turn_timeout`.
-        tool_timeout: Seconds that a call of one of the leader's tools may take; the model is told of a later one.
+        tool_timeout: Seconds that a call of one of the leader's tools may take; the model is told of a later one. A
+            function that is not async can't be stopped: it goes on in its thread, and what it changes then may be lost.
         end_strategy: pydantic-ai's, for tool calls that come together with a final output.
         capabilities: pydantic-ai capabilities of the leader.
         history_runs: How many completed runs of the session the leader is shown; None: all, 0: none.
         add_history_to_members: Whether members are shown them, too; by default in mode "route" only.
-        tolerate_member_failures: Whether a member's failure is told to the leader. By default it ends the turn.
+        tolerate_member_failures: Whether a member's failure is told to the leader. By default it ends the turn, as a
+            usage limit of the team or of the turn always does.
         session_state: Keys that the session's state always has: one that is missing when a turn begins is set to this.
         add_session_state_to_context: Whether the leader is shown the session's state.
         enable_agentic_state: Whether the leader has the tool `update_session_state`.
@@ -164,8 +170,9 @@ class Team:
 
     async def take_task(self, task: Input, part: Turn, budget: Budget) -> JsonValue:
         """Do a task as a member of another team, or as a step of a workflow, within its turn."""
-        with budget.within(self._limits.usage) as own:
-            answer: JsonValue = await self._answer(task, part, own)
+        answer: JsonValue = await within_part(
+            self._limits, str(self.target), part, budget, lambda own: self._answer(task, part, own)
+        )
         return answer
 
     async def _answer(self, given: Input, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - of the team's output type
@@ -182,7 +189,9 @@ def _model(model: Model | str, fallbacks: Sequence[Model | str], concurrency: An
     found = infer_model(model)
     if concurrency is not None:
         found = ConcurrencyLimitedModel(found, concurrency)
-    return FallbackModel(found, *fallbacks, fallback_on=(ModelAPIError, *UNREADABLE)) if fallbacks else found
+    return (
+        FallbackModel(found, *fallbacks, fallback_on=(ModelAPIError, *UNREADABLE, *UNSUITABLE)) if fallbacks else found
+    )
 
 
 def _check_mode(where: str, mode: str, members: Members, output_type: object) -> None:

@@ -21,7 +21,7 @@ from worker.executors.turn import StepResult, Turn, text_of
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent
 from worker.team.budget import Budget
 from worker.team.limits import TurnLimits, check_numbers, within_limits
-from worker.team.members import Member, agent_member, begun_run, finish, target_of
+from worker.team.members import Member, agent_member, begun_run, failure_of, finish, target_of
 from worker.team.team import Team
 
 StepFunction = Callable[[Turn], Awaitable[JsonValue]]
@@ -131,9 +131,9 @@ class _FunctionStep:
         try:
             content = as_json(await self.function(part), what=f"step {self.name!r}")
             status = RunStatus.COMPLETED
-        except Exception:
+        except Exception as error:
             status = RunStatus.ERROR
-            raise
+            raise failure_of(f"step {self.name!r}", error) from error
         finally:
             called = _name_of(self.function, None)
             turn.step_results.append(StepResult(self.name, "function", called, status, content))
