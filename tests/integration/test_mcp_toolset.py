@@ -11,6 +11,7 @@ from pydantic_ai.mcp import MCPToolset
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo
 
+from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.support.workers import ROOT
 from tests.unit.examples import NOW, a_turn
@@ -33,6 +34,16 @@ def _asks_the_price(messages: list[ModelMessage], info: AgentInfo) -> ModelRespo
 def _shop() -> Team:
     server = StdioTransport(sys.executable, [str(ROOT / "tests" / "data" / "mcp_prices.py")], keep_alive=False)
     return Team("shop", Recorded(_asks_the_price).model, toolsets=[MCPToolset[Turn](server)])
+
+
+async def test_a_server_that_can_not_be_reached_has_a_code_and_is_worth_another_try() -> None:
+    nowhere = MCPToolset[Turn](StdioTransport(sys.executable, ["-c", "raise SystemExit"], keep_alive=False))
+    for toolset in (nowhere, lambda _: nowhere):
+        team = Team("shop", Recorded(_asks_the_price).model, toolsets=[toolset])
+        outcome = await attempt(team, a_turn(), limit=timedelta(seconds=60), now=NOW, deadline=None)
+        assert outcome.error is not None
+        assert (outcome.error.code, outcome.error.is_retryable) == (ErrorCode.TOOL_FAILED, True)
+        assert "MCPToolset" in outcome.error.message
 
 
 async def test_a_team_calls_the_tools_of_an_mcp_server_in_turns_one_after_the_other_and_at_once() -> None:

@@ -131,15 +131,16 @@ async def test_a_member_sees_the_turn_under_its_own_run_id_and_its_state_is_the_
 
 
 async def test_a_member_s_run_has_the_same_id_in_every_attempt_and_another_in_another_run() -> None:
-    async def run_ids(run_id: str) -> list[str]:
+    async def run_ids(run_id: str, asked: str = "hello") -> list[str]:
         leader = responses(tasks(("a", "x"), ids=["call-1"]), tasks(("a", "y"), ids=["call-2"]), text("done"))
-        turn = a_turn(run_id=run_id)
+        turn = a_turn(run_id=run_id, input=asked)
         await Team("t", leader.model, members=[member("a")]).run(turn)
         return [run.run_id for run in turn.member_runs]
 
     first, again, other = await run_ids("r1"), await run_ids("r1"), await run_ids("r2")
     assert first == again
     assert len({*first, *other}) == 4
+    assert not {*first} & {*await run_ids("r1", "else")}, "who guesses a run_id must not be able to take its members'"
 
 
 async def test_member_runs_have_ids_of_their_own_even_where_the_provider_repeats_its_call_ids() -> None:

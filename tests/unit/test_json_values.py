@@ -23,7 +23,7 @@ from schemas.errors import ErrorCode
 from tests.unit.examples import nested
 from tests.unit.strategies import any_text, json_values
 from worker.errors import InvalidResult
-from worker.executors.json_values import as_json, clean, json_text
+from worker.executors.json_values import MAX_VALUES, as_json, clean, json_text
 
 
 @dataclass
@@ -80,7 +80,7 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - what users have
         pytest.param(deque([1, 2]), [1, 2], id="deque"),
         pytest.param(OrderedDict(b=1, a=2), {"b": 1, "a": 2}, id="ordered dict"),
         pytest.param({1: "a", 2.5: "b"}, {"1": "a", "2.5": "b"}, id="numbers as keys"),
-        pytest.param({None: 1}, {"None": 1}, id="None as a key"),
+        pytest.param({None: 1}, {"null": 1}, id="None as a key"),
         pytest.param(Price(3), {"amount": 3, "currency": "EUR"}, id="dataclass"),
         pytest.param(
             [Answer(text="x", price=Price(1))],
@@ -105,6 +105,24 @@ def test_values_become_plain_json(value: object, plain: object) -> None:
     result = as_json(value, what="it")
     assert result == plain
     assert type(result) is type(plain)
+
+
+def test_more_values_than_the_event_loop_has_time_for_are_refused() -> None:
+    as_json([[]] * (MAX_VALUES - 1), what="it")
+    several: list[object] = [
+        [[]] * MAX_VALUES,
+        {"a": ["\x00"] * MAX_VALUES},
+        ({} for _ in range(MAX_VALUES + 1)),
+        [{1}] * MAX_VALUES,
+    ]
+    for many in several:
+        with pytest.raises(InvalidResult, match="the state has more than 100,000 values"):
+            as_json(many, what="the state")
+
+
+def test_a_text_is_one_value_whatever_is_in_it() -> None:
+    commas = [",[{" * MAX_VALUES]
+    assert as_json(commas, what="it") == commas
 
 
 def _circle() -> list[object]:

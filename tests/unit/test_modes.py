@@ -18,9 +18,10 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import UsageLimits
 
+from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.unit.examples import a_past_run, a_request, a_turn, agent, everything_that_can_run, team
-from tests.unit.models import failing, member, never_answering, prompts, responses, says, tasks, text
+from tests.unit.models import Recorded, failing, member, never_answering, prompts, responses, says, tasks, text
 from worker.errors import ModelFailed, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import new_turn
 from worker.executors.turn import Turn
@@ -226,6 +227,60 @@ async def test_where_failures_are_tolerated_the_leader_is_told_and_answers_all_t
     assert "all is well" in seen
     assert statuses(turn) == {"broken": RunStatus.ERROR, "fine": RunStatus.COMPLETED}
     assert turn.member_runs[0].content is None
+
+
+async def test_whatever_a_member_raises_is_tolerated_and_told_without_its_text() -> None:
+    def confused() -> str:
+        raise LookupError("hunter2")
+
+    broken = Agent(says("x"), name="broken", deps_type=Turn, instructions=confused)
+    leader = responses(text("sum"))
+    turn = a_turn()
+    made = Team("t", leader.model, members=[member("fine"), broken], mode="broadcast", tolerate_member_failures=True)
+    assert await made.run(turn) == "sum"
+    (asked,) = prompts(leader.asked[0])
+    assert "agent.broken raised LookupError" in str(asked)
+    assert "hunter2" not in str(asked)
+    failed = next(run for run in turn.member_runs if run.name == "broken")
+    assert (failed.status, failed.error and failed.error.code) == (RunStatus.ERROR, ErrorCode.EXECUTOR_FAILED)
+
+
+@pytest.mark.parametrize("mode", ["coordinate", "broadcast"])
+async def test_a_tolerated_member_may_reach_a_limit_of_its_own_but_none_of_the_turn_s(mode: Any) -> None:
+    three = UsageLimits(request_limit=3)
+    inner = Team("inner", responses(tasks(("m", "x"))).model, members=[member("m")], usage_limits=three)
+    leader = responses(*([tasks(("inner", "x"))] if mode == "coordinate" else []), text("sum"))
+    made = Team("t", leader.model, members=[inner], mode=mode, tolerate_member_failures=True)
+    assert await made.run(a_turn()) == "sum"
+
+    given: dict[str, Any] = {"members": [inner], "mode": mode, "tolerate_member_failures": True}
+    bounded = Team("t", leader.model, usage_limits=three, **given)
+    with pytest.raises(UsageLimitReached):
+        await bounded.run(a_turn())
+
+
+async def test_a_request_limit_holds_for_members_whose_requests_are_under_way_at_once() -> None:
+    asked = Recorded(lambda *_: text("x"))
+    members = [member(f"m{number}", asked.model) for number in range(10)]
+    made = Team("t", says("sum"), members=members, mode="broadcast", usage_limits=UsageLimits(request_limit=2))
+    with pytest.raises(UsageLimitReached):
+        await made.run(a_turn())
+    assert len(asked.asked) <= 2
+
+
+async def test_a_nested_team_has_a_state_to_begin_with_of_its_own() -> None:
+    inner = Team("inner", says("x"), session_state={"cart": [], "lang": "en"})
+    turn = a_turn(session_state={"lang": "de"})
+    await Team("t", says("sum"), members=[inner], mode="broadcast", session_state={"seen": 0}).run(turn)
+    assert turn.session_state == {"lang": "de", "seen": 0, "cart": []}
+
+
+async def test_a_nested_team_has_its_own_time_and_may_fail_by_it() -> None:
+    slow = Team("slow", never_answering(), timeout=0.05)
+    with pytest.raises(TurnTimedOut, match=r"team\.slow ran longer than 0\.05 s"):
+        await Team("t", says("sum"), members=[slow], mode="broadcast").run(a_turn())
+    tolerant = Team("t", says("sum"), members=[slow], mode="broadcast", tolerate_member_failures=True)
+    assert await tolerant.run(a_turn()) == "sum"
 
 
 async def test_a_broadcast_can_be_a_member_of_a_team_that_coordinates() -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Self
 
 import pytest
 from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo
-from pydantic_ai.toolsets import FunctionToolset
+from pydantic_ai.toolsets import DynamicToolset, FunctionToolset
+from typing_extensions import override
 
 from tests.unit.examples import a_request, a_session, a_turn
 from tests.unit.models import Recorded, member, responses, responses_so_far, says, tasks, text
@@ -249,22 +250,45 @@ def add_in_thread(context: RunContext[Turn]) -> str:
     return "added"
 
 
-def adding(tool: Callable[..., Any], *, members: int, in_toolset: bool = False) -> Team:
+Given = Callable[[Callable[..., Any]], dict[str, Any]]
+"""A way to give an agent a tool."""
+
+_WAYS: dict[str, Given] = {
+    "tools": lambda tool: {"tools": [tool]},
+    "a toolset": lambda tool: {"toolsets": [FunctionToolset([tool])]},
+    "a toolset made at each step": lambda tool: {"toolsets": [lambda _: FunctionToolset([tool])]},
+    "a toolset made once a run": lambda tool: {
+        "toolsets": [DynamicToolset(lambda _: FunctionToolset([tool]), per_run_step=False)]
+    },
+    "a toolset made by an async function": lambda tool: {"toolsets": [_made_later(tool)]},
+}
+
+
+def _made_later(tool: Callable[..., Any]) -> Callable[[Any], Awaitable[FunctionToolset[Turn]]]:
+    async def make(_: Any) -> FunctionToolset[Turn]:
+        await asyncio.sleep(0)
+        return FunctionToolset([tool])
+
+    return make
+
+
+def adding(tool: Callable[..., Any], *, members: int, given_as: Given) -> Team:
     """A team whose members all call the tool twice at once, side by side."""
 
     def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
         return text("added") if responses_so_far(messages) else calls(tool.__name__, tool.__name__)
 
-    given: dict[str, Any] = {"toolsets": [FunctionToolset([tool])]} if in_toolset else {"tools": [tool]}
-    made = [Agent(Recorded(answer).model, name=f"m{number}", deps_type=Turn, **given) for number in range(members)]
+    made = [
+        Agent(Recorded(answer).model, name=f"m{number}", deps_type=Turn, **given_as(tool)) for number in range(members)
+    ]
     return Team("t", says("x"), members=made, mode="broadcast")
 
 
-@pytest.mark.parametrize("in_toolset", [False, True])
+@pytest.mark.parametrize("given_as", _WAYS.values(), ids=_WAYS.keys())
 @pytest.mark.parametrize("tool", [add_async, add_in_thread])
-async def test_members_that_change_one_key_side_by_side_lose_nothing(tool: Any, *, in_toolset: bool) -> None:
+async def test_members_that_change_one_key_side_by_side_lose_nothing(tool: Any, given_as: Given) -> None:
     turn = a_turn()
-    await adding(tool, members=_PARALLEL, in_toolset=in_toolset).run(turn)
+    await adding(tool, members=_PARALLEL, given_as=given_as).run(turn)
     assert turn.session_state == {"count": 2 * _PARALLEL}
 
 
@@ -293,6 +317,39 @@ async def test_nothing_is_lost_where_some_tools_run_in_threads_and_others_do_not
     turn = a_turn()
     await Team("t", leader.model, tools=[in_thread, on_the_loop]).run(turn)
     assert turn.session_state == {"count": 60}
+
+
+async def test_a_toolset_that_a_function_returns_again_is_entered_once_a_run() -> None:
+    class Counted(FunctionToolset[Turn]):
+        entered = 0
+
+        @override
+        async def __aenter__(self) -> Self:
+            self.entered += 1
+            return self
+
+    toolset = Counted([add_async])
+    leader = responses(calls("add_async"), calls("add_async"), text("x"))
+    await Team("t", leader.model, toolsets=[lambda _: toolset]).run(a_turn())
+    assert toolset.entered == 1
+
+
+async def test_an_async_tool_that_waits_for_another_does_not_wait_for_one_in_a_thread() -> None:
+    """The thread's waits to be alone with the state until the first has ended, which needs the last."""
+    given = asyncio.Event()
+
+    async def takes(context: RunContext[Turn]) -> str:
+        await given.wait()
+        return context.deps.run_id
+
+    async def gives(context: RunContext[Turn]) -> str:
+        given.set()
+        return context.deps.run_id
+
+    leader = responses(calls("takes", "add_in_thread", "gives"), text("x"))
+    turn = a_turn()
+    await Team("t", leader.model, tools=[takes, add_in_thread, gives]).run(turn)
+    assert turn.session_state == {"count": 1}
 
 
 async def test_tools_in_threads_that_do_not_see_the_turn_run_side_by_side() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, Tool
-from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.usage import UsageLimits
+from structlog.testing import capture_logs
 
 from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
@@ -136,6 +140,38 @@ async def test_a_leader_that_never_stops_delegating_reaches_the_usage_limit_and_
     assert turn.usage.input_tokens == 10 * limit
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        UserError("unsupported"),
+        NotImplementedError("VideoUrl is not supported"),
+        AssertionError(),
+        ValueError("Unknown media type: audio/mid"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("fallbacks", [0, 1])
+async def test_a_request_that_the_model_can_not_be_given_is_final_and_made_once(
+    error: Exception, fallbacks: int
+) -> None:
+    made = Team("t", failing(error), fallback_models=[failing(error)] * fallbacks, model_retries=3)
+    failed = await _failure(made)
+    assert (failed.code, failed.is_retryable) == (ErrorCode.MODEL_ERROR, False)
+    assert ("each of 2 models failed" if fallbacks else "can't be given this request") in failed.message
+
+
+async def test_a_model_that_can_be_given_the_request_stands_in_for_one_that_can_not() -> None:
+    made = Team("t", failing(NotImplementedError()), fallback_models=[says("seen")])
+    assert await made.run(a_turn()) == "seen"
+
+
+async def test_why_a_model_failed_is_logged() -> None:
+    with capture_logs() as logged:
+        await _failure(_team("t", failing(ModelHTTPError(400, "told", {"error": "bad thing"}))))
+    (line,) = [entry for entry in logged if entry["event"] == "model_failed"]
+    assert "bad thing" in str(line["exc_info"])
+
+
 async def test_a_tool_that_raises_has_a_code_of_its_own() -> None:
     def tool() -> str:
         raise LookupError(_SECRET)
@@ -143,6 +179,22 @@ async def test_a_tool_that_raises_has_a_code_of_its_own() -> None:
     leader = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("done"))
     error = await _failure(_team("t", leader.model, tools=[Tool(tool)]))
     assert (error.code, _SECRET in error.message) == (ErrorCode.TOOL_FAILED, False)
+
+
+async def exits() -> str:
+    await asyncio.sleep(0)
+    sys.exit("tool")
+
+
+def exits_in_a_thread() -> str:
+    sys.exit("tool")
+
+
+@pytest.mark.parametrize("tool", [exits, exits_in_a_thread])
+async def test_a_tool_that_exits_ends_its_turn_alone(tool: Any) -> None:
+    leader = responses(ModelResponse(parts=[ToolCallPart(tool.__name__, {}) for _ in range(2)]), text("done"))
+    error = await _failure(_team("t", leader.model, tools=[tool]))
+    assert (error.code, "SystemExit" in error.message) == (ErrorCode.TOOL_FAILED, True)
 
 
 async def test_a_team_that_is_stopped_leaves_its_member_s_run_cancelled_and_counts_what_was_spent() -> None:

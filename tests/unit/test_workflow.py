@@ -21,7 +21,7 @@ from schemas.ids import SessionType
 from schemas.replies import RunStatus
 from tests.unit.examples import NOW, a_past_run, a_request, a_session, a_turn, agent, team
 from tests.unit.models import failing, member, never_answering, prompts, responses, says, tasks, text
-from worker.errors import ModelFailed, TurnFailed, TurnTimedOut, UsageLimitReached
+from worker.errors import ExecutorFailed, ModelFailed, TurnFailed, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import attempt, new_turn
 from worker.executors.function import executor
 from worker.executors.turn import Turn
@@ -200,7 +200,7 @@ async def test_one_agent_in_two_steps_has_two_runs_whose_ids_are_the_same_in_eve
 @pytest.mark.parametrize(
     ("step", "error", "runs"),
     [
-        (Step("breaks", broken), LookupError, 1),
+        (Step("breaks", broken), ExecutorFailed, 1),
         (Step("breaks", member("m", failing(ModelHTTPError(400, "told")))), ModelFailed, 2),
         (Step("breaks", Team("t", failing(ModelHTTPError(400, "told")))), ModelFailed, 2),
     ],

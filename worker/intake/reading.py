@@ -11,7 +11,7 @@ from schemas.errors import ErrorCode
 from schemas.ids import Id, SessionType
 from schemas.requests import RunRequest
 from worker.errors import RequestRefused
-from worker.executors.json_values import clean
+from worker.executors.json_values import TooManyValues, clean
 
 _LONGEST_REASON: Final = 500
 _ID: Final = TypeAdapter[str](Id)
@@ -67,9 +67,11 @@ def _is_id(value: Any) -> bool:  # noqa: ANN401 - whatever was sent
 def _parsed(body: bytes) -> dict[str, Any]:
     try:
         fields = from_json(body.decode("utf-8"), allow_inf_nan=False)
-        # What JSON's grammar allows and no database stores: 1e400, 5,000 levels. The cleaned copy is not used:
-        # the team gets what was sent.
+        # What JSON's grammar allows and no database stores: 1e400, 5,000 levels; and what would take too long. The
+        # cleaned copy is not used: the team gets what was sent.
         clean(fields)
+    except TooManyValues as error:
+        raise RequestRefused(ErrorCode.MALFORMED_REQUEST, f"the body has {error}") from None
     except ValueError as error:
         raise RequestRefused(
             ErrorCode.MALFORMED_REQUEST, f"the body is not JSON in UTF-8: {str(error)[:_LONGEST_REASON]}"

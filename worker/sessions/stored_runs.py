@@ -195,6 +195,6 @@ def _input_content(given: Input) -> JsonValue:
 
 
 def _cleaned(stored: JsonObject) -> JsonObject:
-    cleaned = clean(stored, levels=MAX_LEVELS + _OWN_LEVELS)
+    cleaned = clean(stored, levels=MAX_LEVELS + _OWN_LEVELS, most=None)
     assert isinstance(cleaned, dict)  # noqa: S101 - for the type checker: an object stays one
     return cleaned

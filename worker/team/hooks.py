@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 from pydantic_ai import ModelRetry, RunContext
-from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler
+from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler, WrapToolExecuteHandler
 from pydantic_ai.exceptions import AgentRunError, RetryModelRequest
 from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.models import ModelRequestContext
@@ -90,6 +90,23 @@ class TurnHooks(AbstractCapability[Any]):
         return response if unchanged else replace(response, parts=parts)
 
     @override
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[Any],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        handler: WrapToolExecuteHandler,
+    ) -> Any:
+        try:
+            return await handler(args)
+        except (Exception, asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:  # sys.exit() in a task of pydantic-ai's would end the worker
+            raise _tool_failed(tool_def.name, error) from error
+
+    @override
     async def after_tool_execute(
         self,
         ctx: RunContext[Any],
@@ -114,13 +131,17 @@ class TurnHooks(AbstractCapability[Any]):
         # What a delegated run ended with has its own code; the rest of these are pydantic-ai's own signals.
         if isinstance(error, TurnFailed | AgentRunError | ModelRetry):
             raise error
-        # The text may hold anything; the log, which is redacted, has all of it.
-        _log.error("tool_failed", tool=tool_def.name, exc_info=error)
-        raise ToolFailed(f"the tool {tool_def.name!r} raised {type(error).__name__}") from error
+        raise _tool_failed(tool_def.name, error) from error
 
     @override
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
         return toolset.visit_and_replace(guarded)
+
+
+def _tool_failed(tool: str, error: BaseException) -> ToolFailed:
+    # The text may hold anything; the log, which is redacted, has all of it.
+    _log.error("tool_failed", tool=tool, exc_info=error)
+    return ToolFailed(f"the tool {tool!r} raised {type(error).__name__}")
 
 
 def _cleaned(part: ModelResponsePart) -> ModelResponsePart:

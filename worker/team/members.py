@@ -102,13 +102,15 @@ async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> 
     try:
         run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
         run.status = RunStatus.COMPLETED
-    except Exception as error:
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # sys.exit() in a task of its own would end the worker
         run.status = RunStatus.ERROR
         run.error = failure_of(str(member.target), error)
         raise run.error from error
 
 
-def failure_of(what: str, error: Exception) -> TurnFailed:
+def failure_of(what: str, error: BaseException) -> TurnFailed:
     """Return what the user's code, a member's or a step's, failed with, as something with a code."""
     if isinstance(error, TurnFailed):
         return error
@@ -119,15 +121,17 @@ def failure_of(what: str, error: Exception) -> TurnFailed:
 
 async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[MemberRun]:
     """Await runs side by side; the first that fails ends the others, and is raised."""
+    # Not a TaskGroup: in Python 3.11 and 3.12 one that fails leaves its caller's task marked as cancelled.
+    tasks = [asyncio.create_task(one) for one in running]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in running]
-    except BaseExceptionGroup as failed:
-        first: BaseException = failed
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
-    return [task.result() for task in tasks]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        return [task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def told(runs: Sequence[MemberRun]) -> str:
