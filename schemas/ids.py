@@ -22,6 +22,8 @@ class SessionType(StrEnum):
 
 
 def _checked(value: str) -> str:
+    if 0 < len(value) <= MAX_ID_BYTES and value.isascii() and value.isprintable():
+        return value  # what nearly all are
     size_bytes = len(value.encode("utf-8", errors="surrogatepass"))
     if not 1 <= size_bytes <= MAX_ID_BYTES:
         raise ValueError(f"an id is 1 to {MAX_ID_BYTES} bytes of UTF-8, not {size_bytes}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -113,6 +114,12 @@ def test_an_event_is_one_line_of_json_with_its_time_and_level(lines: Callable[..
         "é\nnext",
     )
     assert event["timestamp"].endswith("Z")
+
+
+def test_a_line_that_nobody_can_be_told_is_no_error(lines: Callable[..., Log]) -> None:
+    lines()
+    sys.stderr.close()
+    structlog.get_logger().error("turn_finished")
 
 
 def test_what_a_turn_binds_is_in_its_events_and_in_libraries_records(lines: Callable[..., Log]) -> None:
