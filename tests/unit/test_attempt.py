@@ -59,7 +59,7 @@ async def test_an_answer_of_nothing_is_completed_too() -> None:
 
 async def test_an_answer_and_a_state_become_plain_json() -> None:
     async def odd(turn: Turn) -> Any:
-        turn.session_state["odd"] = {1}  # type: ignore[assignment]
+        turn.session_state["odd"] = {1}
         return ("\x00", NOW)
 
     assert await _outcome(odd) == Outcome(RunStatus.COMPLETED, ["\ufffd", "2030-01-31T12:00:00Z"], {"odd": [1]})
@@ -260,7 +260,7 @@ async def test_an_answer_that_is_not_json_is_an_invalid_result(answer: Any) -> N
 
 async def test_a_state_that_is_not_json_is_an_invalid_result() -> None:
     async def leaves(turn: Turn) -> JsonValue:
-        turn.session_state["connection"] = object()  # type: ignore[assignment]
+        turn.session_state["connection"] = object()
         return "fine"
 
     error = _assert_failed(await _outcome(leaves), ErrorCode.INVALID_RESULT)
@@ -276,6 +276,36 @@ async def test_a_state_that_is_no_object_is_an_invalid_result_and_does_not_empty
     _assert_failed(await _outcome(replaces, turn=a_turn(session_state={"kept": 1})), ErrorCode.INVALID_RESULT)
 
 
+@pytest.mark.parametrize("name", ["Trip to Paris", "n" * 255])
+async def test_a_name_that_the_turn_gives_its_session_is_stored(name: str) -> None:
+    assert (await _outcome(_naming(name))).session_name == name
+
+
+@pytest.mark.parametrize("before", [None, "Before"])
+async def test_a_name_of_none_changes_nothing(before: str | None) -> None:
+    turn = a_turn()
+    turn.session.name = before
+    assert (await _outcome(_naming(None), turn=turn)).session_name is None
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("", "0 characters"), ("n" * 256, "256 characters"), (5, "int"), (["n"], "list"), (b"n", "bytes")],
+)
+async def test_a_name_that_can_not_be_one_is_an_invalid_result_that_says_so(name: Any, reason: str) -> None:
+    message = _assert_failed(await _outcome(_naming(name)), ErrorCode.INVALID_RESULT).message
+    assert "session name" in message
+    assert reason in message
+
+
+def _naming(name: Any) -> Any:
+    async def names(turn: Turn) -> JsonValue:
+        turn.session_name = name
+        return "fine"
+
+    return names
+
+
 async def test_a_state_put_in_place_of_the_given_one_is_stored() -> None:
     async def replaces(turn: Turn) -> JsonValue:
         turn.session_state = {"new": 1}
@@ -285,7 +315,7 @@ async def test_a_state_put_in_place_of_the_given_one_is_stored() -> None:
 
 
 async def test_a_step_that_is_not_json_ends_the_turn_as_an_invalid_result() -> None:
-    async def steps(turn: Turn) -> JsonValue:
-        return await turn.step("odd", object)  # type: ignore[arg-type]
+    async def steps(turn: Turn) -> Any:
+        return await turn.step("odd", object)
 
     _assert_failed(await _outcome(steps), ErrorCode.INVALID_RESULT)

@@ -18,6 +18,14 @@ async def _echo(turn: Turn) -> JsonValue:
     return turn.input
 
 
+async def _of_nothing() -> str:
+    return ""
+
+
+async def _of_two(turn: Turn, more: str) -> str:
+    return turn.input + more
+
+
 class _Callable:
     """A callable object with a method that is not async."""
 
@@ -57,10 +65,10 @@ def test_a_wrong_id_kind_or_history_is_a_value_error_that_names_it(wrong: dict[s
 
 @pytest.mark.parametrize(
     "function",
-    [lambda turn: turn.input, partial(lambda turn: turn.input), _Callable()],
-    ids=["def", "partial", "object"],
+    [lambda turn: turn.input, partial(lambda turn: turn.input), _Callable(), _of_nothing, _of_two],
+    ids=["def", "partial", "object", "of nothing", "of two"],
 )
-def test_a_function_that_is_not_async_is_a_type_error(function: Any) -> None:
+def test_a_function_that_is_not_async_or_does_not_take_the_turn_is_a_type_error(function: Any) -> None:
     with pytest.raises(TypeError, match="async"):
         executor("echo")(function)
 

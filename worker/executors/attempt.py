@@ -21,6 +21,7 @@ from worker.executors.turn import Executor, PastRun, SharedSession, Turn
 from worker.sessions.claim import SessionRow
 
 _CANCELLATION_SECONDS: Final = 2.0
+_LONGEST_NAME_CHARACTERS: Final = 255
 
 _log = structlog.get_logger()
 
@@ -107,8 +108,19 @@ async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnF
         raise InvalidResult(f"the session state must be a dict, and is {type(turn.session_state).__name__}")
     if len(json_text(state)) > MAX_STATE_BYTES:
         raise InvalidResult(f"the session state is larger than {MAX_STATE_BYTES} bytes")
-    named = None if turn.session_name == name_before else str(as_json(turn.session_name, what="the session name"))
+    named = _name_to_store(turn.session_name, name_before)
     return Outcome(RunStatus.COMPLETED, content=content, session_state=state, session_name=named)
+
+
+def _name_to_store(name: object, before: str | None) -> str | None:
+    """Return the name that the turn has given its session; None if it has given none: a name can't be taken away."""
+    if name is None or name == before:
+        return None
+    if not isinstance(name, str):
+        raise InvalidResult(f"the session name must be a str, and is {type(name).__name__}")
+    if not 0 < len(name) <= _LONGEST_NAME_CHARACTERS:
+        raise InvalidResult(f"the session name has {len(name)} characters, and not 1 to {_LONGEST_NAME_CHARACTERS}")
+    return name
 
 
 async def _run(executor: Executor, turn: Turn) -> JsonValue:

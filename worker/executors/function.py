@@ -5,14 +5,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
 from schemas.ids import SessionType, Target
+from worker.executors.arguments import HISTORY_RUNS, check, one_of, takes, target_of
 from worker.executors.turn import Turn
 
-TurnFunction = Callable[[Turn], Awaitable[JsonValue]]
+TurnFunction = Callable[[Turn], Awaitable[Any]]
+"""An async function of the Turn; it returns a JSON value."""
+
+_KINDS: Final = {"kind": one_of(*(kind.value for kind in SessionType)), "history_runs": HISTORY_RUNS}
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,12 @@ class FunctionExecutor:
 
     async def __call__(self, turn: Turn) -> JsonValue:
         """Call the function itself, as in a test of it."""
-        return await self.function(turn)
+        answer: JsonValue = await self.function(turn)
+        return answer
 
     async def run(self, turn: Turn) -> JsonValue:
         """Take the turn by calling the function."""
-        return await self.function(turn)
+        return await self(turn)
 
 
 def executor(
@@ -47,7 +52,8 @@ def executor(
 ) -> Callable[[TurnFunction], FunctionExecutor]:
     """Make an async function `(turn: Turn) -> JSON value` one that can take turns.
 
-    Raises ValueError for a wrong id or kind, TypeError for a function that is not async.
+    Raises ValueError for a wrong id or kind, TypeError for a function that is not async or
+    does not take the turn.
 
     Args:
         id: What requests name it by.
@@ -55,17 +61,13 @@ def executor(
         history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
 
     """
-    try:
-        target = Target(type=SessionType(kind), id=id)
-    except ValidationError as error:
-        raise ValueError(f"executor id {id!r}: {error.errors()[0]['msg']}") from None
-    if history_runs is not None and history_runs < 0:
-        raise ValueError(f"executor {id!r}: history_runs is None or 0 and more, not {history_runs}")
+    check(f"executor {id!r}", _KINDS, {"kind": kind, "history_runs": history_runs})
+    target = target_of(SessionType(kind), id, f"executor id {id!r}")
 
     def made(function: TurnFunction) -> FunctionExecutor:
-        if not inspect.iscoroutinefunction(function):
+        if not inspect.iscoroutinefunction(function) or not takes(function, None):
             name = getattr(function, "__name__", "run")
-            raise TypeError(f"executor {id!r}: the function must be async: async def {name}(turn)")
+            raise TypeError(f"executor {id!r}: the function must be async, and take the turn: async def {name}(turn)")
         return FunctionExecutor(target=target, function=function, history_runs=history_runs)
 
     return made

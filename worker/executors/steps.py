@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import Any
 
 from pydantic import JsonValue
 
@@ -19,7 +20,7 @@ class Steps:
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
 
-    async def run(self, name: str, fn: Callable[[], JsonValue | Awaitable[JsonValue]]) -> JsonValue:
+    async def run(self, name: str, fn: Callable[[], Any]) -> JsonValue:
         """Run one step and return its result as plain JSON. Raises InvalidResult if it is none."""
         self._uses[name] += 1
         self.last_key = f"{name}#{self._uses[name]}"

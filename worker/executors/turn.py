@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ class PastRun:
     """The run's id."""
     input: str
     """The input's text."""
-    content: JsonValue
+    content: Any
     """The answer: text, or JSON."""
     created_at: int
     """When it was begun: unix seconds."""
@@ -51,7 +51,7 @@ def text_of(content: JsonValue) -> str:
 
 @dataclass(slots=True)
 class Usage:
-    """What a turn used so far, members included."""
+    """What a turn used, members included."""
 
     input_tokens: int = 0
     """Tokens that models read."""
@@ -150,7 +150,7 @@ class SharedSession:
     The state, the name, and the lock of what changes them.
     """
 
-    state: dict[str, JsonValue]
+    state: dict[str, Any]
     name: str | None = None
     lock: StateLock = field(default_factory=StateLock, repr=False)
 
@@ -169,7 +169,7 @@ class Turn:
     """The input's text; of several parts, the text parts, a line each."""
     parts: Input
     """The input as it was sent: a string, or a list of text and binary parts."""
-    metadata: dict[str, JsonValue]
+    metadata: dict[str, Any]
     """The session's metadata, with the request's merged into it."""
     attempt: int
     """Which attempt of the run this is, from 1."""
@@ -179,11 +179,13 @@ class Turn:
     """What all parts of the turn share; `session_state` and `session_name` are of it."""
     steps: Steps = field(repr=False)
     summary: str | None = None
-    """The summary of the session so far, where its team keeps one; it covers what is older than the history."""
-    results: Mapping[str, JsonValue] = field(default_factory=dict)
+    """The session's summary as it was stored when the turn began; None: there is none, or the team keeps none. It is
+    written after a reply, and may be some turns behind: the history then has the runs too that it does not cover."""
+    results: Mapping[str, Any] = field(default_factory=dict)
     """In a step of a workflow: what the steps before it ended with, by name."""
     usage: Usage = field(default_factory=Usage)
-    """What the turn used so far, members included."""
+    """What the turn used, members included; of a team, an agent or a workflow it is filled in at the turn's end, and
+    zeros before. An `@executor` adds to it what the reply is to say."""
     member_runs: list[MemberRun] = field(default_factory=list)
     """What members did in this turn so far."""
     step_results: list[StepResult] = field(default_factory=list)
@@ -194,7 +196,7 @@ class Turn:
     """What the ids of members' runs are made from, the same in every attempt; only who knows the request knows it."""
 
     @property
-    def session_state(self) -> dict[str, JsonValue]:
+    def session_state(self) -> dict[str, Any]:
         """The session's state, with the request's merged over it: a dict of this turn's own.
 
         Change it as you like, or put another in its place; it is stored if the turn completes.
@@ -202,19 +204,22 @@ class Turn:
         return self.session.state
 
     @session_state.setter
-    def session_state(self, state: dict[str, JsonValue]) -> None:
+    def session_state(self, state: dict[str, Any]) -> None:
         self.session.state = state
 
     @property
     def session_name(self) -> str | None:
-        """What people see the session under; a new one is stored if the turn completes."""
+        """What people see the session under, in 1 to 255 characters; a new one is stored if the turn completes.
+
+        None, in a session without a name or set by the turn, changes nothing.
+        """
         return self.session.name
 
     @session_name.setter
     def session_name(self, name: str | None) -> None:
         self.session.name = name
 
-    async def step(self, name: str, fn: Callable[[], JsonValue | Awaitable[JsonValue]]) -> JsonValue:
+    async def step(self, name: str, fn: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `fn` returns, as plain JSON
         """Run `fn` as a step of this turn, and return its result.
 
         `fn` returns a JSON value, or an awaitable of one; anything else ends the turn with `invalid_result`. A name
@@ -222,7 +227,7 @@ class Turn:
         """
         return await self.steps.run(name, fn)
 
-    async def emit(self, event: JsonValue) -> None:
+    async def emit(self, event: Any) -> None:  # noqa: ANN401 - any JSON value
         """Publish an event to those who watch the run; without `stream: true` in the request nobody does."""
 
     def part(self, run_id: str, given: Input, messages: list[JsonObject]) -> Turn:

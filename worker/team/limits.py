@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import JsonValue
 from pydantic_ai.usage import RunUsage, UsageLimits
@@ -29,23 +29,11 @@ class TurnLimits:
     session_state: dict[str, JsonValue]
 
     @classmethod
-    def checked(
-        cls, where: str, usage: UsageLimits | None, timeout: float | None, state: Mapping[str, JsonValue] | None
-    ) -> TurnLimits:
-        """Return the limits. Raises ValueError, beginning with `where`, for what can't be."""
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"{where}: timeout is a number of seconds above 0, not {timeout}")
-        begun = as_json(dict(state or {}), what=f"{where}: session_state")
+    def of(cls, usage: UsageLimits | None, timeout: float | None, state: Mapping[str, Any] | None) -> TurnLimits:
+        """Return the limits that these arguments, which have been checked, stand for."""
+        begun = as_json(dict(state or {}), what="session_state")
         assert isinstance(begun, dict)  # noqa: S101 - for the type checker: an object stays one
         return cls(usage, timeout, begun)
-
-
-def check_numbers(where: str, *, history_runs: int | None, model_retries: int) -> None:
-    """Raise ValueError, beginning with `where`, for numbers that can't be."""
-    if history_runs is not None and history_runs < 0:
-        raise ValueError(f"{where}: history_runs is None or 0 and more, not {history_runs}")
-    if model_retries < 0:
-        raise ValueError(f"{where}: model_retries is 0 or more, not {model_retries}")
 
 
 async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget], Awaitable[_T]]) -> _T:

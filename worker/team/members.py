@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from pydantic_ai.models import Model
 
 from schemas.ids import SessionType, Target
 from schemas.replies import RunStatus
 from schemas.requests import Input
 from worker.errors import ExecutorFailed, TurnFailed
+from worker.executors.arguments import target_of
 from worker.executors.json_values import as_json
 from worker.executors.turn import MemberRun, Turn, text_of
 from worker.team.agent_run import AgentRunner, AnyAgent, checked_model
@@ -167,14 +168,6 @@ def agent_member(where: str, agent: AnyAgent, model: Model | None, model_retries
         description=str(agent.description) if agent.description else None,
         answer=answer,
     )
-
-
-def target_of(kind: SessionType, target_id: str, what: str) -> Target:
-    """Return a target. Raises ValueError, beginning with `what`, for an id that can't be one."""
-    try:
-        return Target(type=kind, id=target_id)
-    except ValidationError as error:
-        raise ValueError(f"{what}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _new_run_id(leader: Turn, call: str) -> str:

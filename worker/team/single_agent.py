@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import JsonValue
 from pydantic_ai import Agent
@@ -11,9 +12,9 @@ from pydantic_ai.usage import UsageLimits
 from schemas.ids import SessionType
 from worker.executors.turn import Turn
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AgentRunner, AnyAgent, checked_model, model_name_of
+from worker.team.arguments import check_agent, check_tool_names, checked_target
 from worker.team.history import prompt
-from worker.team.limits import TurnLimits, check_numbers, within_limits
-from worker.team.members import target_of
+from worker.team.limits import TurnLimits, within_limits
 from worker.team.session_context import SessionContext
 from worker.team.summary import SessionSummary
 
@@ -48,7 +49,7 @@ class SingleAgent:
         model_retries: int = DEFAULT_MODEL_RETRIES,
         timeout: float | None = None,
         history_runs: int | None = 3,
-        session_state: Mapping[str, JsonValue] | None = None,
+        session_state: Mapping[str, Any] | None = None,
         add_session_state_to_context: bool = False,
         enable_agentic_state: bool = False,
         session_summary: SessionSummary | bool = False,
@@ -59,18 +60,19 @@ class SingleAgent:
         if not called:
             raise ValueError("an agent that requests can name needs a name: Agent(name=…), or SingleAgent(id=…)")
         where = f"agent {called!r}"
-        self.target = target_of(SessionType.AGENT, called, f"agent id {called!r}")
+        self.target = checked_target(SessionType.AGENT, called, locals())
+        check_agent(where, agent)
         self.name = agent.name or called
         self.history_runs = history_runs
         model = checked_model(agent)
         if model is None:
             raise ValueError(f"{where} has no model")
-        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
-        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
+        self._limits = TurnLimits.of(usage_limits, timeout, session_state)
         context = SessionContext(state_shown=add_session_state_to_context, state_tool=enable_agentic_state)
+        check_tool_names(where, context.tools(), (), agent.toolsets)
         self._runner = AgentRunner(agent, model_retries=model_retries, context=context)
         self.model_name = model_name_of(model)
-        self.summarizer = SessionSummary.of(session_summary, model)
+        self.summarizer = SessionSummary.of(where, session_summary, model)
 
     async def run(self, turn: Turn) -> JsonValue:
         """Take a turn."""

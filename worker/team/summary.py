@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from pydantic_ai import Agent
-from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
 from worker.errors import InvalidOutput
+from worker.executors.arguments import TEXT, check, check_one, of_type
 from worker.executors.json_values import clean
 from worker.executors.turn import PastRun, Usage
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES
+from worker.team.arguments import KINDS, model_of
 from worker.team.hooks import TurnHooks
 
 _INSTRUCTIONS: Final = (
@@ -42,17 +44,25 @@ class SessionSummary:
     model_settings: ModelSettings | None = None
 
     @classmethod
-    def of(cls, given: SessionSummary | bool, model: Model | None) -> SummaryWriter | None:  # noqa: FBT001 - True stands for the defaults
-        """Return what writes summaries as asked for; None where none are. Raises ValueError without a model."""
+    def of(cls, where: str, given: SessionSummary | bool, model: Model) -> SummaryWriter | None:  # noqa: FBT001 - True stands for the defaults
+        """Return what writes summaries as asked for, by `model` if no other is; None where none are asked for.
+
+        Raises ValueError, beginning with `where`, for what can't be.
+        """
+        check_one(where, "session_summary", _ASKED, given)
         if not given:
             return None
         asked = given if isinstance(given, SessionSummary) else cls()
-        writer = infer_model(asked.model) if asked.model is not None else model
-        if writer is None:
-            raise ValueError("a session summary needs a model")
+        where = f"{where}: session_summary"
+        check(where, _KINDS, vars(asked))
+        writer = model if asked.model is None else model_of(where, "model", asked.model)
         return SummaryWriter(
             Agent(writer, name="summary", instructions=asked.instructions, model_settings=asked.model_settings)
         )
+
+
+_ASKED: Final = of_type("True, False or a SessionSummary", bool, SessionSummary)
+_KINDS: Final = {"instructions": TEXT, "model_settings": KINDS["model_settings"]}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import JsonValue
 from pydantic_ai import Agent, AgentRetries, Tool
@@ -11,7 +11,7 @@ from pydantic_ai.agent import EndStrategy
 from pydantic_ai.capabilities import AgentCapability
 from pydantic_ai.concurrency import AnyConcurrencyLimit
 from pydantic_ai.exceptions import ModelAPIError
-from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models import Model
 from pydantic_ai.models.concurrency import ConcurrencyLimitedModel
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.output import OutputSpec
@@ -29,11 +29,12 @@ from worker.team.agent_run import (
     AnyAgent,
     model_name_of,
 )
+from worker.team.arguments import check_agent, check_tool_names, checked_target, made, model_of
 from worker.team.budget import Budget
 from worker.team.failures import UNREADABLE, UNSUITABLE
 from worker.team.history import prompt
-from worker.team.limits import TurnLimits, check_numbers, within_limits, within_part
-from worker.team.members import Member, Members, agent_member, target_of
+from worker.team.limits import TurnLimits, within_limits, within_part
+from worker.team.members import Member, Members, agent_member
 from worker.team.modes import Mode, broadcast, delegation_tools, route, route_output, team_prompt
 from worker.team.session_context import Instructions, SessionContext, as_instructions
 from worker.team.summary import SessionSummary
@@ -42,8 +43,8 @@ from worker.team.summary import SessionSummary
 class Team:
     """A leader model and its members, as something that can take turns.
 
-    A Team holds no state of any turn: one object serves any number at once. Raises ValueError for what can't be, and
-    what pydantic-ai raises for a model of a wrong name or without a key: at the start, not in a turn.
+    A Team holds no state of any turn: one object serves any number at once. Raises ValueError for what can't be, models
+    of a wrong name or without a key among it: at the start, not in a turn.
 
     Args:
         id: What requests name it by: `team_id`.
@@ -118,20 +119,19 @@ class Team:
         history_runs: int | None = 3,
         add_history_to_members: bool | None = None,
         tolerate_member_failures: bool = False,
-        session_state: Mapping[str, JsonValue] | None = None,
+        session_state: Mapping[str, Any] | None = None,
         add_session_state_to_context: bool = False,
         enable_agentic_state: bool = False,
         session_summary: SessionSummary | bool = False,
     ) -> None:
         where = f"team {id!r}"
-        self.target = target_of(SessionType.TEAM, id, f"team id {id!r}")
+        self.target = checked_target(SessionType.TEAM, id, locals())
         self.name = name or id
         self.description = description
         self.history_runs = history_runs
         self._mode = mode
-        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
-        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
-        answering = _model(model, fallback_models, model_concurrency)
+        self._limits = TurnLimits.of(usage_limits, timeout, session_state)
+        answering = _model(where, model, fallback_models, model_concurrency)
         see_history = mode == "route" if add_history_to_members is None else add_history_to_members
         self._members = Members(
             _members_of(where, members, answering, model_retries),
@@ -140,26 +140,31 @@ class Team:
         )
         _check_mode(where, mode, self._members, output_type)
         by_id = self._members.by_id
-        # Any: there are too many kinds of tools for mypy to try.
-        all_tools: list[Any] = [*(delegation_tools(self._members) if mode == "coordinate" else ()), *tools]
-        leader: Agent[Turn, Any] = Agent(
-            answering,
-            name=id,
-            deps_type=Turn,
-            output_type=route_output(by_id) if mode == "route" else output_type,
-            instructions=[*as_instructions(instructions), *team_prompt(mode, by_id)],
-            tools=all_tools,
-            toolsets=toolsets,
-            model_settings=model_settings,
-            retries=retries,
-            tool_timeout=tool_timeout,
-            end_strategy=end_strategy,
-            capabilities=capabilities,
-        )
         context = SessionContext(state_shown=add_session_state_to_context, state_tool=enable_agentic_state)
+        delegation = delegation_tools(self._members) if mode == "coordinate" else []
+        check_tool_names(where, [*delegation, *context.tools()], tools, toolsets)
+        # Any: there are too many kinds of tools for mypy to try.
+        all_tools: list[Any] = [*delegation, *tools]
+        leader: Agent[Turn, Any] = made(
+            where,
+            lambda: Agent(
+                answering,
+                name=id,
+                deps_type=Turn,
+                output_type=route_output(by_id) if mode == "route" else output_type,
+                instructions=[*as_instructions(instructions), *team_prompt(mode, by_id)],
+                tools=all_tools,
+                toolsets=toolsets,
+                model_settings=model_settings,
+                retries=retries,
+                tool_timeout=tool_timeout,
+                end_strategy=end_strategy,
+                capabilities=capabilities,
+            ),
+        )
         self._leader = AgentRunner(leader, model_retries=model_retries, context=context)
         self.model_name = model_name_of(answering)
-        self.summarizer = SessionSummary.of(session_summary, answering)
+        self.summarizer = SessionSummary.of(where, session_summary, answering)
 
     async def run(self, turn: Turn) -> JsonValue:
         """Take a turn, in the team's mode."""
@@ -185,18 +190,15 @@ class Team:
                 return await self._leader.run(prompt(given), turn, budget)
 
 
-def _model(model: Model | str, fallbacks: Sequence[Model | str], concurrency: AnyConcurrencyLimit) -> Model:
-    found = infer_model(model)
+def _model(where: str, model: Model | str, fallbacks: Sequence[Model | str], concurrency: AnyConcurrencyLimit) -> Model:
+    found = model_of(where, "model", model)
     if concurrency is not None:
         found = ConcurrencyLimitedModel(found, concurrency)
-    return (
-        FallbackModel(found, *fallbacks, fallback_on=(ModelAPIError, *UNREADABLE, *UNSUITABLE)) if fallbacks else found
-    )
+    others = [model_of(where, f"fallback_models[{number}]", other) for number, other in enumerate(fallbacks)]
+    return FallbackModel(found, *others, fallback_on=(ModelAPIError, *UNREADABLE, *UNSUITABLE)) if others else found
 
 
-def _check_mode(where: str, mode: str, members: Members, output_type: object) -> None:
-    if mode not in get_args(Mode):
-        raise ValueError(f"{where}: mode {mode!r} is not one of {', '.join(get_args(Mode))}")
+def _check_mode(where: str, mode: Mode, members: Members, output_type: object) -> None:
     if mode != "coordinate" and not members.by_id:
         raise ValueError(f"{where}: mode {mode!r} needs members")
     if mode == "route" and output_type is not str:
@@ -207,14 +209,15 @@ def _members_of(where: str, members: Sequence[AnyAgent | Team], model: Model, mo
     found: dict[str, Member] = {}
     for number, member in enumerate(members, start=1):
         if isinstance(member, Team):
-            made = Member(member.target, member.name, member.description, member.take_task)
+            one = Member(member.target, member.name, member.description, member.take_task)
         elif isinstance(member, Agent):
-            made = agent_member(f"{where}: member {number}", member, model, model_retries)
+            check_agent(f"{where}: member {number}", member)
+            one = agent_member(f"{where}: member {number}", member, model, model_retries)
         else:
             raise ValueError(  # noqa: TRY004 - what can't be is a ValueError, as everywhere in Team
                 f"{where}: member {number} is {type(member).__name__}, not a pydantic-ai Agent or a Team"
             )
-        if made.target.id in found:
-            raise ValueError(f"{where}: two members are called {made.target.id!r}")
-        found[made.target.id] = made
+        if one.target.id in found:
+            raise ValueError(f"{where}: two members are called {one.target.id!r}")
+        found[one.target.id] = one
     return found

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from pydantic import JsonValue
 from pydantic_ai import Agent
@@ -16,16 +16,18 @@ from pydantic_ai.usage import UsageLimits
 from schemas.ids import SessionType
 from schemas.replies import RunStatus
 from schemas.requests import Input, TextPart
+from worker.executors.arguments import TEXT, check_one, takes
 from worker.executors.json_values import as_json
 from worker.executors.turn import StepResult, Turn, text_of
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent
+from worker.team.arguments import check_agent, checked_target
 from worker.team.budget import Budget
-from worker.team.limits import TurnLimits, check_numbers, within_limits
-from worker.team.members import Member, agent_member, begun_run, failure_of, finish, target_of
+from worker.team.limits import TurnLimits, within_limits
+from worker.team.members import Member, agent_member, begun_run, failure_of, finish
 from worker.team.team import Team
 
-StepFunction = Callable[[Turn], Awaitable[JsonValue]]
-"""An async function of the Turn, whose `results` are those of the steps before."""
+StepFunction = Callable[[Turn], Awaitable[Any]]
+"""An async function of the Turn, whose `results` are those of the steps before; it returns a JSON value."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,15 @@ class Workflow:
         timeout: float | None = None,
         history_runs: int | None = 3,
         add_history_to_steps: bool = False,
-        session_state: Mapping[str, JsonValue] | None = None,
+        session_state: Mapping[str, Any] | None = None,
     ) -> None:
         where = f"workflow {id!r}"
-        self.target = target_of(SessionType.WORKFLOW, id, f"workflow id {id!r}")
+        self.target = checked_target(SessionType.WORKFLOW, id, locals())
         self.name = name or id
         self.history_runs = history_runs
         self.model_name = None
         self.summarizer = None
-        self._limits = TurnLimits.checked(where, usage_limits, timeout, session_state)
-        check_numbers(where, history_runs=history_runs, model_retries=model_retries)
+        self._limits = TurnLimits.of(usage_limits, timeout, session_state)
         self._steps = _checked(where, steps, model_retries, see_history=add_history_to_steps)
 
     async def run(self, turn: Turn) -> JsonValue:
@@ -167,6 +168,7 @@ def _checked(
         runs = given.runs if isinstance(given, Step) else given
         member = _member(where, number, runs, model_retries)
         name = given.name if isinstance(given, Step) else _name_of(runs, member)
+        check_one(f"{where}: step {number}", "name", TEXT, name)
         if not name:
             raise ValueError(f"{where}: step {number} has no name; give it one: Step(name, …)")
         if name in found:
@@ -177,7 +179,9 @@ def _checked(
             found[name] = _FunctionStep(name, runs)
         else:
             kind = type(runs).__name__
-            raise ValueError(f"{where}: step {name!r} is {kind}, not an Agent, a Team or an async function")
+            raise ValueError(
+                f"{where}: step {name!r} is {kind}, not an Agent, a Team or an async function of one argument, the Turn"
+            )
     if not found:
         raise ValueError(f"{where} has no steps")
     return list(found.values())
@@ -186,12 +190,16 @@ def _checked(
 def _member(where: str, number: int, runs: AnyAgent | Team | StepFunction, model_retries: int) -> Member | None:
     if isinstance(runs, Team):
         return Member(runs.target, runs.name, runs.description, runs.take_task)
-    return agent_member(f"{where}: step {number}", runs, None, model_retries) if isinstance(runs, Agent) else None
+    if not isinstance(runs, Agent):
+        return None
+    check_agent(f"{where}: step {number}", runs)
+    return agent_member(f"{where}: step {number}", runs, None, model_retries)
 
 
 def _is_async(runs: object) -> TypeGuard[StepFunction]:
-    """Whether it is an async function, or an object that is called as one, such as an @executor."""
-    return inspect.iscoroutinefunction(runs) or inspect.iscoroutinefunction(type(runs).__call__)
+    """Whether it is an async function of the turn, or an object that is called as one, such as an @executor."""
+    is_async = inspect.iscoroutinefunction(runs) or inspect.iscoroutinefunction(type(runs).__call__)
+    return is_async and callable(runs) and takes(runs, None)
 
 
 def _name_of(runs: AnyAgent | Team | StepFunction, member: Member | None) -> str:
