@@ -132,7 +132,7 @@ _WRONG: list[tuple[str, object, str]] = [
 @pytest.mark.parametrize(
     ("where", "parameter", "wrong", "reason"),
     [
-        pytest.param(where, *case, id=f"{where}: {case[0]}={str(case[1])[:40]}")
+        pytest.param(where, *case, id=f"{where}: {case[0]}: {case[2][:50]}")
         for where, make in _MAKERS.items()
         for case in _WRONG
         if case[0] in inspect.signature(make.func).parameters  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
         ({"DATABASE": "postgresql://user:hunter2hunter2@h/d"}, set()),
         ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?user=u&password=hunter2hunter2"}, {"hunter2hunter2"}),
     ],
-    ids=str,
+    ids=lambda given: str(sorted(given)),
 )
 def test_secrets_are_found_by_the_names_of_their_variables_and_in_our_urls(
     environment: dict[str, str], secrets: set[str]

@@ -65,7 +65,7 @@ def test_a_team_says_which_model_answers_by_provider_and_name() -> None:
         ({"members": ["researcher"]}, "member 1 is str"),
         ({"members": [None]}, "member 1 is NoneType"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "",
 )
 def test_what_can_not_be_is_a_value_error_that_says_what(wrong: dict[str, Any], reason: str) -> None:
     made: Any = partial(Team, id="lead", model=TestModel())
