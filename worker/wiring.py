@@ -22,6 +22,7 @@ from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.replies.direct import DirectReplies
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
@@ -85,12 +86,19 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     async with AsyncExitStack() as stack:
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
         results = Publisher(settings.amqp_url, topology, name=application_name("results"))
-        # Apart from the results: an address that a producer made up can make the broker close the connection.
+        # Apart from the results: a queue that a producer named can leave a reply unconfirmed.
         addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
+        # Opened when they are needed: an address that a producer made up can make the broker close the connection.
+        direct = DirectReplies(
+            Publisher(settings.amqp_url, topology, name=application_name("direct replies")),
+            Publisher(settings.amqp_url, topology, name=application_name("direct replies one by one")),
+        )
+        stack.push_async_callback(direct.close)
         forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
         replies = ReplyPublisher(
             results,
             addressed,
+            direct,
             topology,
             ReplyAddresses(settings.prefix, settings.reply_to_pattern),
             largest_bytes=settings.max_request_bytes,

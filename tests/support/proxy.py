@@ -16,6 +16,10 @@ class Proxy:
     def __init__(self, url: str) -> None:
         self._target = URL(url)
         self._pipes: set[asyncio.Task[None]] = set()
+        self.is_down = False
+        """Whether new connections are reset, too."""
+        self.refused = 0
+        """How many were."""
 
     @property
     def url(self) -> str:
@@ -35,11 +39,15 @@ class Proxy:
         await asyncio.gather(*self._pipes, return_exceptions=True)
 
     def cut(self) -> None:
-        """Reset every connection that is open now; new ones get through."""
+        """Reset every connection that is open now; new ones get through, unless it is down."""
         for pipe in self._pipes:
             pipe.cancel()
 
     async def _connected(self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter) -> None:
+        if self.is_down:
+            self.refused += 1
+            client_writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._pipes.add(task)

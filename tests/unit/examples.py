@@ -23,6 +23,9 @@ from worker.sessions.claim import Claim, Receipt, SessionRow
 NOW = datetime(2030, 1, 31, 12, 0, tzinfo=UTC)
 REQUEST: dict[str, Any] = {"run_id": "r1", "session_id": "s1", "team_id": "t1", "input": "hello"}
 
+A_DIRECT_ADDRESS = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA3OTU0NzQyOAAAArAAAAAAawV4Fw==.y8kxymQ7hBoW5MeNvVFUuw=="
+"""As RabbitMQ 3.10.8 gave it to a requester."""
+
 
 def request_fields(**fields: Any) -> dict[str, Any]:
     """The fields of a request, as a producer would send them; a field given as ... is left out."""

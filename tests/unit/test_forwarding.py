@@ -33,6 +33,8 @@ class _Broker:
         self.answered: list[tuple[Delivery, RequestRefused]] = []
         self.confirms = asyncio.Event()
         self.confirms.set()
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def publish(
         self, message: Message, *, exchange: str, routing_key: str, mandatory: bool, wanted: Callable[[], bool]
@@ -54,6 +56,7 @@ class _Broker:
 
     async def answer(self, delivery: Delivery, refusal: RequestRefused) -> bool:
         self.answered.append((delivery, refusal))
+        await self.answers.wait()
         return delivery.alive
 
 
@@ -68,6 +71,8 @@ async def _running(broker: _Broker) -> AsyncIterator[Forwarder]:
         with suppress(asyncio.CancelledError):
             await task
 
+
+_NO_REQUEST = RequestRefused(ErrorCode.MALFORMED_REQUEST, "the body is not JSON")
 
 _FULL = FakeMessage(
     body=b"\xff body",
@@ -121,7 +126,7 @@ async def test_what_is_no_request_is_published_to_the_dead_letters_with_headers_
     async with _running(broker) as forwarder:
         forwarder.bury(
             a_delivery(message, source="teamturn.requests.3"),
-            RequestRefused(ErrorCode.MALFORMED_REQUEST, "the body is not JSON"),
+            _NO_REQUEST,
         )
         await eventually(lambda: message.acknowledged == 1)
     ((copy, exchange, key),) = broker.published
@@ -192,3 +197,80 @@ async def test_a_copy_that_can_not_be_sent_stays_unacknowledged_and_does_not_hol
 def test_a_header_that_can_not_be_sent_again_is_left_out_and_the_others_are_kept(headers: dict[str, Any]) -> None:
     copy = copy_of(a_delivery(FakeMessage(headers=headers | {"traceparent": "t"})), {"x-more": "1"})
     assert copy.headers == {"traceparent": "t", "x-more": "1"}
+
+
+async def test_copies_are_published_while_an_answer_takes_its_time_and_the_answered_is_acknowledged_after_it() -> None:
+    broker, buried, passed_on = _Broker(), FakeMessage(body=b"buried"), FakeMessage(body=b"passed on")
+    broker.answers.clear()
+    async with _running(broker) as forwarder:
+        forwarder.bury(a_delivery(buried), _NO_REQUEST)
+        forwarder.pass_on(a_delivery(passed_on), "00")
+        await eventually(lambda: passed_on.acknowledged == 1)
+        assert buried.acknowledged == 0, "not before its answer"
+        broker.answers.set()
+        await eventually(lambda: buried.acknowledged == 1)
+
+
+async def test_with_all_places_for_answers_taken_the_next_copy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_MOST_ANSWERS", 2)
+    broker = _Broker()
+    broker.answers.clear()
+    messages = [FakeMessage(body=str(number).encode()) for number in range(9)]
+    async with _running(broker) as forwarder:
+        for message in messages:
+            forwarder.bury(a_delivery(message), _NO_REQUEST)
+        await everything_that_can_run()
+        assert len(broker.answered) == 2
+        assert len(broker.published) == 3
+        broker.answers.set()
+        await eventually(lambda: all(message.acknowledged == 1 for message in messages))
+
+
+async def test_an_answer_that_fails_costs_no_other_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forwarding, "_MOST_ANSWERS", 1)
+    broker, odd, next_one = _Broker(), FakeMessage(body=b"odd"), FakeMessage(body=b"next")
+    answer = broker.answer
+
+    async def failing(delivery: Delivery, refusal: RequestRefused) -> bool:
+        if delivery.message.body == b"odd":
+            raise ValueError("it does not fit into a frame")
+        return await answer(delivery, refusal)
+
+    monkeypatch.setattr(broker, "answer", failing)
+    async with _running(broker) as forwarder:
+        for message in (odd, next_one):
+            forwarder.bury(a_delivery(message), _NO_REQUEST)
+        await eventually(lambda: next_one.acknowledged == 1)
+    assert odd.acknowledged == 0
+
+
+async def test_told_to_stop_it_gives_up_answers_that_are_under_way() -> None:
+    broker, buried = _Broker(), FakeMessage()
+    broker.answers.clear()
+    async with _running(broker) as forwarder:
+        forwarder.bury(a_delivery(buried), _NO_REQUEST)
+        await eventually(lambda: len(broker.answered) == 1)
+    assert buried.acknowledged == 0
+
+
+async def test_told_to_stop_while_it_publishes_it_stops_also_when_the_client_swallows_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio.wait_for of Python 3.11, which aiormq uses, drops a cancellation that comes together with the answer."""
+    broker = _Broker()
+    publish = broker.publish
+
+    async def swallowing(message: Message, **options: Any) -> bool:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return await publish(message, **options)
+
+    monkeypatch.setattr(broker, "publish", swallowing)
+    broker.answers.clear()
+    forwarder = Forwarder(cast("Publisher", broker), Topology("teamturn", 4), broker.answer)
+    running = asyncio.create_task(forwarder.run())
+    forwarder.bury(a_delivery(), _NO_REQUEST)
+    await everything_that_can_run()
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    assert done, "it still runs"

@@ -9,10 +9,11 @@ from typing import Any, cast
 import pytest
 from aio_pika import DeliveryMode, Message
 
-from tests.unit.examples import FakeMessage, a_delivery, a_request
+from tests.unit.examples import A_DIRECT_ADDRESS, FakeMessage, a_delivery, a_request
 from worker.intake.delivery import ChannelLife
 from worker.intake.topology import Topology
 from worker.replies import replies
+from worker.replies.direct import DirectReplies
 from worker.replies.publisher import Publisher, Unroutable
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
 
@@ -81,6 +82,7 @@ class _Broker:
         mandatory: bool,
         wanted: Callable[[], bool],
         most_tries: int | None = None,
+        alone: bool = False,  # noqa: ARG002 - it has one message at a time anyway
     ) -> bool:
         assert (most_tries is None) == (exchange != ""), "only what a producer named is given up"
         if not wanted():
@@ -105,7 +107,8 @@ async def _published(
 ) -> bool:
     publisher = cast("Publisher", broker)
     addresses = ReplyAddresses("teamturn", pattern)
-    replies = ReplyPublisher(publisher, publisher, Topology("teamturn", 4), addresses, largest_bytes=1_000_000)
+    direct = DirectReplies(publisher, publisher)
+    replies = ReplyPublisher(publisher, publisher, direct, Topology("teamturn", 4), addresses, largest_bytes=1_000_000)
     delivery = a_delivery(FakeMessage(**properties), life=life)
     return await replies.publish(b'{"status": "COMPLETED"}', a_request(**request or {}), delivery)
 
@@ -137,9 +140,15 @@ async def test_without_a_reply_to_it_goes_to_the_results_under_its_target(kind: 
 
 async def test_a_direct_reply_is_not_mandatory_since_rabbitmq_returns_those_of_a_living_requester() -> None:
     broker = _Broker()
-    await _published(broker, reply_to="amq.rabbitmq.reply-to.abc")
+    await _published(broker, reply_to=A_DIRECT_ADDRESS)
     (one,) = broker.published
-    assert (one.exchange, one.routing_key, one.mandatory) == ("", "amq.rabbitmq.reply-to.abc", False)
+    assert (one.exchange, one.routing_key, one.mandatory) == ("", A_DIRECT_ADDRESS, False)
+
+
+async def test_a_reply_to_a_made_up_direct_address_goes_to_the_results() -> None:
+    broker = _Broker()
+    assert await _published(broker, reply_to="amq.rabbitmq.reply-to.abc")
+    assert [one.exchange for one in broker.published] == ["teamturn.results"]
 
 
 async def test_a_reply_to_an_allowed_queue_goes_there() -> None:
@@ -170,7 +179,7 @@ async def test_where_the_results_queue_is_missing_it_is_declared_again(monkeypat
     assert len(broker.published) == 1
 
 
-@pytest.mark.parametrize("reply_to", [None, "amq.gen-1", "amq.rabbitmq.reply-to.1"])
+@pytest.mark.parametrize("reply_to", [None, "amq.gen-1", A_DIRECT_ADDRESS])
 async def test_who_lost_the_delivery_does_not_reply(reply_to: str | None) -> None:
     broker, life = _Broker(), ChannelLife()
     life.end()

@@ -1,13 +1,15 @@
 """Passing messages on: requests found outside their partition to it, what is no request to the dead letters.
 
-In order: one after the other, each confirmed before the next. Properties and headers are kept, but for those
+In order: one after the other, each confirmed before the next. What is buried is answered beside that: an answer goes
+where its producer said, and that can take its time. Properties and headers are kept, but for those
 that would make the broker route or refuse the copy differently.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -16,6 +18,7 @@ import structlog
 from aio_pika import DeliveryMode, Message
 from pamqp import encode
 
+from worker.cancellation import was_cancelled
 from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery
 from worker.intake.topology import Topology
@@ -34,6 +37,9 @@ _MOST_HEADER_BYTES: Final = 65_536
 """All properties must fit into one frame, of 128 KiB as RabbitMQ is set up; past it the connection is closed."""
 
 _UNROUTABLE_SECONDS: Final = 1.0
+
+_MOST_ANSWERS: Final = 32
+"""How many answers are under way at a time; with all of them taken, the next copy waits."""
 
 _log = structlog.get_logger()
 
@@ -92,7 +98,10 @@ class _Forwarded:
 
 
 class Forwarder:
-    """Publishes copies of deliveries elsewhere and acknowledges them, in the order in which they are given to it."""
+    """Publishes copies of deliveries elsewhere, in the order in which they are given to it, and acknowledges them.
+
+    A delivery is acknowledged when its copy is confirmed and, where it was buried, its answer is given.
+    """
 
     def __init__(self, publisher: Publisher, topology: Topology, answer: Answer) -> None:
         """`answer` is asked to answer what was buried."""
@@ -118,17 +127,31 @@ class Forwarder:
         self._waiting.put_nowait(_Forwarded(delivery, copy_of(delivery, why), "", self._topology.dead, refusal))
 
     async def run(self) -> None:
-        """Publish what is given, until the task is cancelled."""
-        while True:
-            forwarded = await self._waiting.get()
-            delivery = forwarded.delivery
+        """Publish what is given, until the task is cancelled; answers that are under way then are given up."""
+        places = asyncio.Semaphore(_MOST_ANSWERS)
+        async with asyncio.TaskGroup() as answers:
+            while True:
+                forwarded = await self._waiting.get()
+                with _failing_alone(forwarded.delivery):
+                    if await self._published(forwarded):
+                        await self._settle(forwarded, answers, places)
+                if was_cancelled():
+                    raise asyncio.CancelledError
+
+    async def _settle(self, forwarded: _Forwarded, answers: asyncio.TaskGroup, places: asyncio.Semaphore) -> None:
+        if forwarded.refusal is None:
+            await forwarded.delivery.ack()
+        else:
+            await places.acquire()
+            answers.create_task(self._answer_refusal(forwarded.delivery, forwarded.refusal, places))
+
+    async def _answer_refusal(self, delivery: Delivery, refusal: RequestRefused, places: asyncio.Semaphore) -> None:
+        with _failing_alone(delivery):
             try:
-                published = await self._published(forwarded)
-                if published and (forwarded.refusal is None or await self._answer(delivery, forwarded.refusal)):
+                if await self._answer(delivery, refusal):
                     await delivery.ack()
-            except Exception:  # noqa: BLE001 - one copy that can't be sent must not hold up all the others
-                _log.exception("message_not_passed_on", queue=delivery.source, consequence="it is delivered again")
-                delivery.life.end()
+            finally:
+                places.release()
 
     async def _published(self, forwarded: _Forwarded) -> bool:
         while True:
@@ -149,3 +172,13 @@ class Forwarder:
                 )
                 self._publisher.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)
+
+
+@contextmanager
+def _failing_alone(delivery: Delivery) -> Iterator[None]:
+    """Have a delivery be delivered again whose block fails: it must not hold up all the others."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001 - whatever it is, the others must go on
+        _log.exception("message_not_passed_on", queue=delivery.source, consequence="it is delivered again")
+        delivery.life.end()

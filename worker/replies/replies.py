@@ -18,9 +18,9 @@ from worker.intake.forwarding import CODE_HEADER
 from worker.intake.reading import known_ids
 from worker.intake.topology import Topology
 from worker.replies.answers import body_of, rejected, unreadable
+from worker.replies.direct import DIRECT, DirectReplies
 from worker.replies.publisher import Publisher, Unroutable
 
-_DIRECT: Final = "amq.rabbitmq.reply-to."
 _SERVER_NAMED: Final = "amq.gen-"
 _MOST_ADDRESSED_TRIES: Final = 3
 _UNROUTABLE_SECONDS: Final = 1.0
@@ -39,7 +39,7 @@ class ReplyAddresses:
         """Whether a reply may go there."""
         if not reply_to or reply_to.startswith(self._own):
             return False
-        if reply_to.startswith((_DIRECT, _SERVER_NAMED)):
+        if reply_to.startswith((DIRECT, _SERVER_NAMED)):
             return True
         return self._pattern is not None and self._pattern.fullmatch(reply_to) is not None
 
@@ -51,18 +51,20 @@ class ReplyPublisher:
         self,
         results: Publisher,
         addressed: Publisher,
+        direct: DirectReplies,
         topology: Topology,
         addresses: ReplyAddresses,
         *,
         largest_bytes: int,
     ) -> None:
-        """`addressed` publishes to what producers name in reply_to, `results` to the results.
+        """`results` publishes to the results, the other two to what producers name in reply_to.
 
         What is larger than `largest_bytes` is not looked into.
         """
         self._largest_bytes = largest_bytes
         self._results = results
         self._addressed = addressed
+        self._direct = direct
         self._topology = topology
         self._addresses = addresses
 
@@ -102,14 +104,14 @@ class ReplyPublisher:
 
     async def _to_address(self, message: Message, reply_to: str, delivery: Delivery) -> bool:
         """Publish a reply where its request says. Raises Unroutable if nobody is there."""
+        if reply_to.startswith(DIRECT):
+            return await self._direct.publish(message, reply_to, wanted=lambda: delivery.alive)
         return await self._addressed.publish(
             message,
             exchange="",
             routing_key=reply_to,
-            # RabbitMQ returns a mandatory direct reply as unroutable even when its requester is there.
-            mandatory=not reply_to.startswith(_DIRECT),
+            mandatory=True,
             wanted=lambda: delivery.alive,
-            # RabbitMQ 3.10 closes the connection for some made-up direct addresses.
             most_tries=_MOST_ADDRESSED_TRIES,
         )
 
