@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
+import structlog
 from pydantic import SecretStr
 from yarl import URL
 
@@ -18,6 +19,15 @@ from worker.sessions.migrations import migrate
 from worker.settings import Settings
 
 _TEMPLATE = "teamturn_template"
+
+# structlog's default draws an exception with all its variables, which takes up to seconds.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 
 @pytest.fixture(scope="session")

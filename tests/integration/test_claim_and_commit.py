@@ -98,6 +98,14 @@ async def test_a_claim_reads_what_the_holder_before_it_committed(settings: Setti
     assert sorted(seen) == list(range(1, 121))
 
 
+async def _no_session_is_locked(database: asyncpg.Connection) -> bool:
+    held = await database.fetchval(
+        "select count(*) from pg_locks as held join pg_database as of on of.oid = held.database "
+        "where held.locktype = 'advisory' and of.datname = current_database()"
+    )
+    return bool(held == 0)
+
+
 async def test_a_lost_connection_gives_the_lock_free_and_its_holder_cannot_write(
     settings: Settings, database: asyncpg.Connection
 ) -> None:
@@ -109,6 +117,7 @@ async def test_a_lost_connection_gives_the_lock_free_and_its_holder_cannot_write
                     "where application_name like 'teamturn lane%' and datname = current_database() "
                     "and pid in (select pid from pg_locks where locktype = 'advisory')"
                 )
+                await eventually(lambda: _no_session_is_locked(database))
                 await take(other, "r2")
                 await commit(claimed)
         assert await database.fetchval("select array_agg(run_id) from agno_runs") == ["r2"]
