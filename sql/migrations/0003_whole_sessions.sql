@@ -285,29 +285,43 @@ $$;
 
 drop function merge_session_data(jsonb, jsonb, jsonb);
 
--- Reads what the summaries of some sessions lack. One row a session that exists, in no given order.
---   entries: [{"position", "session_id"}]; up to `most` completed runs after those that a summary covers, the oldest
---   first, and the run_index of the last of them
-create function runs_to_summarize(entries jsonb, most bigint)
-returns table ("position" integer, summary jsonb, runs jsonb, up_to bigint)
+-- Reads what the summaries of some sessions lack. One row a session that exists, in no given order: of the last
+-- `reach` completed runs after those that a summary covers, the oldest `most`, and the run_index of each.
+--   entries: [{"position", "session_id", "after" (null: only what is covered is left out, else up to it)}]
+--   most_bytes: of the runs as they are stored, though one at least
+create function runs_to_summarize(entries jsonb, most bigint, reach bigint, most_bytes bigint)
+returns table ("position" integer, summary jsonb, runs jsonb, run_indexes bigint[])
 language sql stable
 as $$
-    select entry."position", session.summary, later.runs, later.up_to
-    from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar),
+    select entry."position", session.summary, later.runs, later.run_indexes
+    from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar, "after" bigint),
     lateral (select * from agno_sessions as stored where stored.session_id = entry.session_id limit 1) as session,
     lateral (
-        select jsonb_agg(run_as.shown order by run.run_index) as runs, max(run.run_index) as up_to
+        select
+            jsonb_agg(run_as.shown order by run.run_index) as runs,
+            array_agg(run.run_index order by run.run_index) as run_indexes
         from (
-            select completed.run_data, completed.run_index
-            from agno_runs as completed
-            where completed.session_id = session.session_id
-              and completed.run_index > summarized_up_to(session.summary, session.summary_run_index)
-              and completed.status = 'COMPLETED'
-              and completed.parent_run_id is null
-            order by completed.run_index
+            select
+                uncovered.*,
+                sum(pg_column_size(uncovered.run_data))
+                    over (order by uncovered.run_index rows between unbounded preceding and 1 preceding) as bytes_before
+            from (
+                select completed.run_data, completed.run_index
+                from agno_runs as completed
+                where completed.session_id = session.session_id
+                  and completed.run_index > greatest(
+                      summarized_up_to(session.summary, session.summary_run_index), entry."after"
+                  )
+                  and completed.status = 'COMPLETED'
+                  and completed.parent_run_id is null
+                order by completed.run_index desc
+                limit reach
+            ) as uncovered
+            order by uncovered.run_index
             limit most
         ) as run,
         run_as_history(run.run_data) as run_as
+        where coalesce(run.bytes_before, 0) < most_bytes
     ) as later;
 $$;
 

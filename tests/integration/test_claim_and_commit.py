@@ -355,7 +355,7 @@ async def test_a_stored_run_that_is_no_object_is_an_empty_one_of_the_history(
 
 _READS = {
     "claim_turns": "select * from claim_turns($1::jsonb)",
-    "runs_to_summarize": "select * from runs_to_summarize($1::jsonb, 20)",
+    "runs_to_summarize": "select * from runs_to_summarize($1::jsonb, 20, 40, 1000000)",
 }
 
 

@@ -9,11 +9,13 @@ from typing import Final
 from pydantic_ai.exceptions import (
     AgentRunError,
     ConcurrencyLimitExceeded,
+    ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
     ModelHTTPError,
+    ModelNotFoundError,
     ModelQuotaExceededError,
     ModelRateLimitError,
     ModelRequestRejectedError,
@@ -36,6 +38,8 @@ _PASSING: Final = (
 UNREADABLE: Final = (UnexpectedModelBehavior, TypeError, AttributeError, LookupError, ValueError)
 """What a model raises whose provider's answer is none: pydantic-ai has no one error for it."""
 _FINAL: Final = (ModelQuotaExceededError, ModelRequestRejectedError, ModelAuthenticationError)
+_NOT_FOR_WHAT_IS_IN_IT: Final = (ModelQuotaExceededError, ModelAuthenticationError, ModelNotFoundError)
+_REJECTING_STATUS: Final = frozenset({400, 413, 422})
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
 
@@ -84,6 +88,21 @@ def is_passing(error: BaseException) -> bool:
             return error.status_code in _PASSING_STATUS or error.status_code >= _SERVER_ERRORS
         case _:
             return isinstance(error, (ModelAPIError, *UNREADABLE))
+
+
+def is_rejection(error: BaseException) -> bool:
+    """Whether a provider refused a request for what is in it: too long for the model, say. A smaller one may do."""
+    match error:
+        case ContentFilterError():
+            return True
+        case _ if is_passing(error) or isinstance(error, _NOT_FOR_WHAT_IS_IN_IT):
+            return False
+        case FallbackExceptionGroup():
+            return any(map(is_rejection, error.exceptions))
+        case ModelHTTPError():
+            return error.status_code in _REJECTING_STATUS
+        case _:
+            return isinstance(error, ModelRequestRejectedError)
 
 
 def given_up(error: Exception, model_name: str) -> Exception:
