@@ -111,6 +111,15 @@ class StatementRefused(Exception):
     """Postgres refuses a statement for what is in it; trying again would not help."""
 
 
+class SummaryRejected(Exception):
+    """The model's provider won't take the runs that are to be summed up: they are too long for it, say."""
+
+    def __init__(self, runs: int, reason: str) -> None:
+        super().__init__(reason)
+        self.runs = runs
+        """How many it was given."""
+
+
 class SessionBusyElsewhere(Exception):
     """Another worker holds the session's lock."""
 

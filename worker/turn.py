@@ -52,8 +52,8 @@ from worker.replies.answers import Timing, body_of, finished, rejected
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.stored_runs import FinishedTurn
+from worker.sessions.summaries import Summaries
 from worker.settings import Settings
-from worker.summaries import Summaries
 
 _RECORD_AFTER_SECONDS: Final = 0.05
 _LARGEST_REPLY_BYTES: Final = 15 * 2**20

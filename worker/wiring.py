@@ -29,8 +29,8 @@ from worker.replies.replies import ReplyAddresses, ReplyPublisher
 from worker.sessions.database import application_name, connect
 from worker.sessions.migrations import migrate, require_current
 from worker.sessions.store import SessionStore
+from worker.sessions.summaries import Summaries
 from worker.settings import Settings
-from worker.summaries import Summaries
 from worker.turn import TurnTaker
 
 _log = structlog.get_logger()

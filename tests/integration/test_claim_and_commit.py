@@ -350,6 +350,52 @@ async def test_a_worker_of_before_the_last_migration_is_served_as_before(
     assert await database.fetchval(f"select {metrics} from agno_sessions") == "7"  # noqa: S608 - a constant
 
 
+@pytest.mark.parametrize("odd", ["null", "[]", '[{"run_id": 1}]', '"text"', "5", "{}"])
+async def test_a_stored_run_that_is_no_object_is_an_empty_one_of_the_history(
+    settings: Settings, database: asyncpg.Connection, odd: str
+) -> None:
+    async with store_of(settings) as store:
+        for run_id in ("r0", "r1"):
+            await take(store, run_id)
+        await database.execute("update agno_runs set run_data = $1::jsonb where run_id = 'r0'", odd)
+        async with store.claimed(request_of("next"), 3) as claimed:
+            assert [(run.run_id, run.content) for run in claimed.claim.history] == [("", None), ("r1", "answer")]
+
+
+_READS = {
+    "claim_turns": "select * from claim_turns($1::jsonb)",
+    "runs_to_summarize": "select * from runs_to_summarize($1::jsonb, 20, 40, 1000000)",
+}
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+@pytest.mark.parametrize(
+    ("read", "summarized"), [("claim_turns", False), ("claim_turns", True), ("runs_to_summarize", True)]
+)
+async def test_runs_without_an_answer_are_not_passed_over_one_by_one(
+    settings: Settings, database: asyncpg.Connection, read: str, *, summarized: bool, analyzed: bool
+) -> None:
+    asked = {"position": 0, "run_id": "new", "session_id": "s1", "history_runs": 3, "summarized": summarized}
+    async with store_of(settings) as store:
+        for number in range(3):
+            await take(store, f"r{number}")
+    await database.execute(
+        """insert into agno_runs (run_id, session_id, run_type, status, run_index, run_data, created_at)
+           select 'failed' || n, 's1', 'team', 'ERROR', n, '{}', 1 from generate_series(3, 5000) as n"""
+    )
+    if analyzed:
+        await database.execute("analyze")
+    # What is read of the catalog is read once.
+    pages = [await _pages_read(database, _READS[read], json.dumps([asked])) for _ in range(2)]
+    assert pages[-1] < 50
+
+
+async def _pages_read(database: asyncpg.Connection, statement: str, argument: str) -> int:
+    explained = await database.fetchval(f"explain (analyze, buffers, format json) {statement}", argument)
+    plan = json.loads(explained)[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
 @pytest.mark.usefixtures("database")
 async def test_lanes_do_not_have_their_statements_compiled(settings: Settings) -> None:
     lane = await connect(settings.postgres_url, settings.db_schema, application="lane", lane=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -26,17 +29,21 @@ from worker.team.team import Team
 
 
 class Scribe:
-    """A model that writes summaries: "summary 1", "summary 2", …; it can be held, and told to fail first."""
+    """A model that writes summaries: "summary 1", "summary 2", …; it can be held, and told to fail or to reject."""
 
-    def __init__(self, *, held: bool = False, failures: int = 0) -> None:
+    def __init__(self, *, held: bool = False, failures: int = 0, rejects: Callable[[str], bool] | None = None) -> None:
         self.asked: list[str] = []
         """The conversations that it was given."""
+        self.taken: list[str] = []
+        """Those of them that it wrote a summary of."""
         self.most_at_once = 0
         self.open = asyncio.Event()
         if not held:
             self.open.set()
         self._under_way = 0
         self._failures = failures
+        self.rejects = rejects or (lambda _: False)
+        """Whether it won't take a conversation."""
 
     @property
     def model(self) -> FunctionModel:
@@ -48,7 +55,10 @@ class Scribe:
             await self.open.wait()
             self._under_way -= 1
             if number <= self._failures:
+                raise ModelHTTPError(401, "told")
+            if self.rejects(self.asked[-1]):
                 raise ModelHTTPError(400, "told")
+            self.taken.append(self.asked[-1])
             return text(f"summary {number}", tokens=(500, 50))
 
         return FunctionModel(respond, model_name="scribe")
@@ -82,6 +92,28 @@ async def session_row(database: asyncpg.Connection, session_id: str = "s1") -> J
     assert row is not None
     summary = json.loads(row["summary"]) if row["summary"] else None
     return dict(row) | {"summary": summary, "session_data": json.loads(row["session_data"])}
+
+
+async def store_runs(database: asyncpg.Connection, count: int, *, characters: int = 0) -> None:
+    """Store a session of so many runs: what was asked is "q0.", "q1.", …, and what was answered is as long as told."""
+    await database.execute(
+        "insert into agno_sessions (session_id, session_type, team_id, created_at) values ('s1', 'team', 't', 1)"
+    )
+    await database.execute(
+        """insert into agno_runs (run_id, session_id, run_type, status, run_index, run_data, created_at)
+           select 'r' || n, 's1', 'team', 'COMPLETED', n, jsonb_build_object(
+               'run_id', 'r' || n, 'created_at', 1, 'content', repeat('x', $2),
+               'input', jsonb_build_object('input_content', 'q' || n || '.' || repeat('x', $2))
+           ), 1
+           from generate_series(0, $1 - 1) as n""",
+        count,
+        characters,
+    )
+
+
+def runs_in(conversation: str) -> list[int]:
+    """The numbers of the stored runs in a conversation."""
+    return [int(number) for number in re.findall(r"User: q(\d+)\.", conversation)]
 
 
 async def covered(database: asyncpg.Connection, run_index: int, session_id: str = "s1") -> None:
@@ -176,7 +208,7 @@ async def test_a_summary_that_failed_is_made_up_for_after_the_next_turn(
     assert "User: q1\nAssistant: re: q1\n\nUser: q2\nAssistant: re: q2" in second
 
 
-async def test_a_summary_that_another_program_took_away_is_written_anew_from_the_first_run(
+async def test_a_summary_that_another_program_took_away_is_written_anew(
     settings: Settings, broker: TestBroker, database: asyncpg.Connection
 ) -> None:
     leader, scribe = answering(), Scribe()
@@ -241,6 +273,96 @@ async def test_many_uncovered_runs_are_summed_up_in_pieces(
         await covered(database, 24)
     assert [asked.count("User:") for asked in scribe.asked] == [20, 5]
     assert scribe.asked[1].startswith("The summary so far:\nsummary 1")
+
+
+async def test_a_session_switched_on_late_has_its_last_runs_summed_up_in_two_calls(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    await store_runs(database, 200)
+    scribe = Scribe()
+    async with worker_of(settings, summed_up(answering(), scribe.model)) as worker:
+        await ask(broker, "last.")
+        await covered(database, 200)
+        await worker.summaries.drained()
+        assert [runs_in(asked) for asked in scribe.asked] == [list(range(161, 181)), list(range(181, 200))]
+        await database.execute("update agno_sessions set summary = null")
+        await ask(broker, "again.")
+        await covered(database, 201)
+    assert len(scribe.asked) == 4, "one that was taken away costs no more"
+    assert "The summary so far" not in scribe.asked[2]
+
+
+async def test_a_turn_has_three_summaries_written_at_most_and_the_next_goes_on(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    await store_runs(database, 30, characters=7_000)
+    scribe = Scribe()
+    async with worker_of(settings, summed_up(answering(), scribe.model)) as worker:
+        await ask(broker, "first")
+        await covered(database, 8)
+        await worker.summaries.drained()
+        assert [runs_in(asked) for asked in scribe.asked] == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+        await ask(broker, "second")
+        await covered(database, 17)
+    assert runs_in(scribe.asked[3]) == [9, 10, 11]
+    assert max(map(len, scribe.asked)) < 50_000
+
+
+async def test_a_batch_that_the_provider_rejects_is_halved(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    await store_runs(database, 30)
+    scribe = Scribe(rejects=lambda conversation: len(runs_in(conversation)) > 5)
+    async with worker_of(settings, summed_up(answering(), scribe.model)):
+        await ask(broker, "last")
+        await covered(database, 14)
+    assert [len(runs_in(asked)) for asked in scribe.asked] == [20, 10, 5, 5, 5]
+
+
+async def test_a_run_that_the_provider_rejects_by_itself_is_left_out(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    scribe = Scribe(rejects=lambda conversation: "poison" in conversation)
+    with capture_logs() as logged:
+        async with worker_of(settings, summed_up(answering(), scribe.model)) as worker:
+            await ask(broker, "q1", "poison")
+            await covered(database, 0)
+            await worker.summaries.drained()
+            await ask(broker, "q3")
+            await covered(database, 2)
+    assert "User: q3" in scribe.taken[-1]
+    assert [event["runs"] for event in logged if event["event"] == "summary_rejected"][-1] == 1
+
+
+async def test_where_every_run_is_rejected_none_is_given_up(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    """It is then no run's fault: a setting, say, that the model doesn't know."""
+    await store_runs(database, 30)
+    scribe = Scribe(rejects=lambda _: True)
+    async with worker_of(settings, summed_up(answering(), scribe.model)) as worker:
+        await ask(broker, "first")
+        await eventually(lambda: len(scribe.asked) == 8)
+        await worker.summaries.drained()
+        assert (await session_row(database))["summary"] is None
+        scribe.rejects = lambda _: False
+        await ask(broker, "second")
+        await covered(database, 31)
+    assert runs_in("".join(scribe.taken)) == list(range(30))
+    assert [len(runs_in(asked)) for asked in scribe.asked[:8]] == [20, 10, 5, 2, 1, 1, 1, 1]
+
+
+async def test_of_large_runs_fewer_are_read_at_once(settings: Settings) -> None:
+    async with store_of(settings) as store:
+        for number in range(4):
+            await take(store, f"r{number}", content=os.urandom(1_500_000).hex())
+        lacking = await store.unsummarized("s1")
+        assert lacking is not None
+        assert 1 <= len(lacking.runs) < 4
+        assert lacking.run_indexes == tuple(range(len(lacking.runs)))
+        last = await store.unsummarized("s1", after=2)
+        assert last is not None
+        assert last.run_indexes == (3,)
 
 
 async def test_for_a_session_deleted_meanwhile_nothing_is_written(

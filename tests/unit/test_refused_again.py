@@ -29,8 +29,8 @@ from worker.replies.in_order import RepliesInOrder
 from worker.replies.replies import ReplyPublisher
 from worker.sessions.claim import Claim, Receipt, SessionRow
 from worker.sessions.store import SessionStore
+from worker.sessions.summaries import Summaries
 from worker.settings import Settings
-from worker.summaries import Summaries
 from worker.turn import TurnTaker
 
 

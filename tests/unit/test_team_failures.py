@@ -165,11 +165,24 @@ async def test_a_model_that_can_be_given_the_request_stands_in_for_one_that_can_
     assert await made.run(a_turn()) == "seen"
 
 
-async def test_why_a_model_failed_is_logged() -> None:
+async def test_why_a_model_failed_is_logged_in_the_provider_s_words_for_it_but_not_with_its_text() -> None:
+    error = {"message": f"too long: {_SECRET}", "code": "context_length_exceeded", "param": _SECRET, "type": None}
+    for body in ({"error": error}, error):
+        with capture_logs() as logged:
+            await _failure(_team("t", failing(ModelHTTPError(400, "told", body))))
+        (line,) = [entry for entry in logged if entry["event"] == "model_failed"]
+        assert (line["status"], line["provider_code"]) == (400, "context_length_exceeded")
+        assert line["error"] == "ModelHTTPError"
+        assert _SECRET not in str(line)
+
+
+async def test_where_each_of_several_models_failed_is_logged() -> None:
+    broken = failing(ModelHTTPError(500, "told", {"message": _SECRET}))
     with capture_logs() as logged:
-        await _failure(_team("t", failing(ModelHTTPError(400, "told", {"error": "bad thing"}))))
+        await _failure(_team("t", broken, fallback_models=[failing(LookupError(_SECRET))]))
     (line,) = [entry for entry in logged if entry["event"] == "model_failed"]
-    assert "bad thing" in str(line["exc_info"])
+    assert [one["error"] for one in line["errors"]] == ["ModelHTTPError", "LookupError"]
+    assert _SECRET not in str(line)
 
 
 async def test_a_tool_that_raises_has_a_code_of_its_own() -> None:

@@ -235,11 +235,24 @@ class Turn:
         return replace(self, run_id=run_id, input=text_of_input(given), parts=given, messages=messages)
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenSummary:
+    """A summary of a session's runs so far."""
+
+    text: str
+    runs: int
+    """How many of the runs that were given it covers, from the first."""
+    usage: Usage
+
+
 class Summarizer(Protocol):
     """Whatever writes the summary of a session."""
 
-    async def summarize(self, previous: str | None, runs: Sequence[PastRun]) -> tuple[str, Usage]:
-        """Return the summary of what `previous` summarizes and the runs after it, and what it cost."""
+    async def summarize(self, previous: str | None, runs: Sequence[PastRun]) -> WrittenSummary:
+        """Return a summary of what `previous` summarizes and of the runs after it, as many as go in at once.
+
+        Raises SummaryRejected if the provider won't take so many of them.
+        """
 
 
 class Executor(Protocol):

@@ -24,6 +24,10 @@ JsonObject = dict[str, Any]
 
 MOST_RUNS_SUMMARIZED: Final = 20
 """At once: what a summary lacks beyond them is the next one's."""
+MOST_RUNS_MADE_UP_FOR: Final = 40
+"""Of those that a summary lacks, the last so many; older ones it never gets."""
+_MOST_BYTES_READ: Final = 4 * 2**20
+"""Of the runs to summarize, as they are stored: claims and commits wait for the lane meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,17 @@ class Unsummarized:
 
     previous: str | None
     runs: tuple[PastRun, ...]
-    up_to: int | None
-    """The run_index of the last of the runs."""
+    run_indexes: tuple[int, ...]
+    """The run_index of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsummarizedRow:
+    """A session whose summary may lack something."""
+
+    session_id: str
+    after: int | None
+    """The run_index up to which its runs are left out; None: none is that is not covered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,10 +210,10 @@ class SummaryRow:
 
 
 def _unsummarized(
-    session_ids: Sequence[str], records: Sequence[asyncpg.Record]
+    rows: Sequence[UnsummarizedRow], records: Sequence[asyncpg.Record]
 ) -> Sequence[Unsummarized | Exception | None]:
     found = {record["position"]: record for record in records}
-    return [_lacking(found.get(position)) for position in range(len(session_ids))]
+    return [_lacking(found.get(position)) for position in range(len(rows))]
 
 
 def _lacking(record: asyncpg.Record | None) -> Unsummarized | Exception | None:
@@ -211,7 +224,7 @@ def _lacking(record: asyncpg.Record | None) -> Unsummarized | Exception | None:
         runs = tuple(past_run(run) for run in _parsed(record["runs"], list))
     except ValueError as error:
         return StatementRefused(f"the stored session can't be read: {type(error).__name__}")
-    return Unsummarized(previous if isinstance(previous, str) else None, runs, record["up_to"])
+    return Unsummarized(previous if isinstance(previous, str) else None, runs, tuple(record["run_indexes"] or ()))
 
 
 CLAIM: Final = Statement[ClaimRow, Claim](
@@ -231,12 +244,14 @@ STORE_RECEIPT: Final = Statement[ReceiptRow, None](
     arguments=_receipt_arguments,
     results=lambda rows, _records: [None] * len(rows),
 )
-RUNS_TO_SUMMARIZE: Final = Statement[str, Unsummarized | None](
+RUNS_TO_SUMMARIZE: Final = Statement[UnsummarizedRow, Unsummarized | None](
     name="runs_to_summarize",
     text=sql.RUNS_TO_SUMMARIZE,
-    arguments=lambda session_ids: [
-        to_json([{"position": position, "session_id": one} for position, one in enumerate(session_ids)]).decode(),
+    arguments=lambda rows: [
+        to_json([{"position": position} | asdict(row) for position, row in enumerate(rows)]).decode(),
         MOST_RUNS_SUMMARIZED,
+        MOST_RUNS_MADE_UP_FOR,
+        _MOST_BYTES_READ,
     ],
     results=_unsummarized,
     droppable=True,

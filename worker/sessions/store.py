@@ -30,6 +30,7 @@ from worker.sessions.statements import (
     StartRow,
     SummaryRow,
     Unsummarized,
+    UnsummarizedRow,
 )
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
 
@@ -188,9 +189,13 @@ class SessionStore:
         finally:
             await self._unlock(lane, request.session_id)
 
-    async def unsummarized(self, session_id: str) -> Unsummarized | None:
-        """Return what the session's summary lacks; None if there is no such session. It needs no claim."""
-        return await self._lane_of(session_id).connection().submit(statements.RUNS_TO_SUMMARIZE, session_id)
+    async def unsummarized(self, session_id: str, *, after: int | None = None) -> Unsummarized | None:
+        """Return what the session's summary lacks, in the runs after a run_index; None if there is no such session.
+
+        It needs no claim.
+        """
+        row = UnsummarizedRow(session_id, after)
+        return await self._lane_of(session_id).connection().submit(statements.RUNS_TO_SUMMARIZE, row)
 
     async def store_summary(self, session_id: str, text: str, *, up_to: int, usage: Usage) -> None:
         """Store a summary of the session's runs up to a run_index. It needs no claim: an older one changes nothing."""

@@ -64,13 +64,19 @@ class AgentRunner:
         return result.output
 
     def _settings(self) -> ModelSettings | None:
-        # One layer of retries, with one back-off: the clients of some providers have one of their own.
-        model = self.agent.model if isinstance(self.agent.model, Model) else self.model
-        return ModelSettings(max_retries=0) if model is not None and _has_retries_to_turn_off(model) else None
+        return without_own_retries(self.agent.model if isinstance(self.agent.model, Model) else self.model)
 
     def _toolsets(self) -> list[FunctionToolset[Turn]] | None:
         tools = self.context.tools()
         return [FunctionToolset(tools)] if tools else None
+
+
+def without_own_retries(model: Model | None) -> ModelSettings | None:
+    """Return the settings by which a model makes no request again by itself, if it would.
+
+    One layer of retries, with one back-off, is the TurnHooks'; the clients of some providers have one of their own.
+    """
+    return ModelSettings(max_retries=0) if model is not None and _has_retries_to_turn_off(model) else None
 
 
 def _has_retries_to_turn_off(model: Model) -> bool:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import structlog
+from pydantic import JsonValue
 from pydantic_ai.exceptions import (
     AgentRunError,
     ConcurrencyLimitExceeded,
+    ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
     ModelAuthenticationError,
     ModelConnectionError,
     ModelHTTPError,
+    ModelNotFoundError,
     ModelQuotaExceededError,
     ModelRateLimitError,
     ModelRequestRejectedError,
@@ -40,8 +46,12 @@ UNSUITABLE: Final = (UserError, NotImplementedError, AssertionError)
 UNREADABLE: Final = (UnexpectedModelBehavior, TypeError, AttributeError, LookupError, ValueError)
 """What a model raises whose provider's answer is none: pydantic-ai has no one error for it."""
 _FINAL: Final = (ModelQuotaExceededError, ModelRequestRejectedError, ModelAuthenticationError)
+_NOT_FOR_WHAT_IS_IN_IT: Final = (ModelQuotaExceededError, ModelAuthenticationError, ModelNotFoundError)
+_REJECTING_STATUS: Final = frozenset({400, 413, 422})
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
+_WORD: Final = re.compile(r"[a-z][a-z_.]{1,60}")
+"""A provider's word for a mistake, such as context_length_exceeded; a key has digits or capitals."""
 
 _log = structlog.get_logger()
 
@@ -68,7 +78,7 @@ def translated_failures() -> Iterator[None]:
     except UsageLimitExceeded as error:
         raise UsageLimitReached(str(error)) from error
     except UnexpectedModelBehavior as error:
-        _log.warning("output_invalid", exc_info=error)
+        _log.warning("output_invalid", **described(error))
         raise InvalidOutput("the model's output or tool calls kept being invalid") from error
 
 
@@ -93,6 +103,21 @@ def is_passing(error: BaseException) -> bool:
             return isinstance(error, (ModelAPIError, *UNREADABLE)) and not _is_unsuitable(error)
 
 
+def is_rejection(error: BaseException) -> bool:
+    """Whether a provider refused a request for what is in it: too long for the model, say. A smaller one may do."""
+    match error:
+        case ContentFilterError():
+            return True
+        case _ if is_passing(error) or isinstance(error, _NOT_FOR_WHAT_IS_IN_IT):
+            return False
+        case FallbackExceptionGroup():
+            return any(map(is_rejection, error.exceptions))
+        case ModelHTTPError():
+            return error.status_code in _REJECTING_STATUS
+        case _:
+            return isinstance(error, ModelRequestRejectedError)
+
+
 def given_up(error: Exception, model_name: str) -> Exception:
     """Return what a request to a model ends with that is not made again.
 
@@ -111,6 +136,34 @@ def _is_unsuitable(error: BaseException) -> bool:
     # pydantic-ai has no class for content of a type that it does not know.
     unknown_type = type(error) is ValueError and str(error).startswith("Unknown media type")
     return unknown_type or isinstance(error, UNSUITABLE)
+
+
+def described(error: BaseException) -> dict[str, JsonValue]:
+    """Return what a log may say of a model's failure: none of the provider's texts, which may quote keys and users."""
+    causes = list(_causes(error))
+    frames = traceback.extract_tb(causes[-1].__traceback__)
+    told: dict[str, JsonValue] = {
+        "error": " from ".join(type(cause).__name__ for cause in causes),
+        "at": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else None,
+    }
+    if isinstance(error, FallbackExceptionGroup):
+        told["errors"] = [described(one) for one in error.exceptions]
+    if isinstance(error, ModelHTTPError):
+        told["status"] = error.status_code
+        body = error.body.get("error", error.body) if isinstance(error.body, dict) else None
+        if isinstance(body, dict):
+            told |= {f"provider_{name}": body[name] for name in ("code", "type", "param") if _is_word(body.get(name))}
+    return told
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None
 
 
 def seconds_asked_for(error: BaseException) -> float | None:

@@ -26,7 +26,7 @@ from typing_extensions import override
 from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean
 from worker.team.budget import Budget
-from worker.team.failures import given_up, is_passing, seconds_asked_for
+from worker.team.failures import described, given_up, is_passing, seconds_asked_for
 from worker.team.toolsets import guarded
 
 _FIRST_WAIT_SECONDS: Final = 0.5
@@ -67,8 +67,7 @@ class TurnHooks(AbstractCapability[Any]):
         seconds = _wait_seconds(tries, seconds_asked_for(error))
         name = request_context.model.model_name
         if not is_passing(error) or tries > self.model_retries or seconds > _LONGEST_ASKED_SECONDS:
-            # A provider's text may hold anything: the reply has none of it, the log, which is redacted, all.
-            _log.error("model_failed", model=name, tries=tries, exc_info=error)
+            _log.error("model_failed", model=name, tries=tries, **described(error))
             raise given_up(error, name) from error
         _log.warning(
             "model_request_retried",

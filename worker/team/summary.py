@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 from pydantic_ai import Agent
 from pydantic_ai.models import Model
 from pydantic_ai.settings import ModelSettings
 
-from worker.errors import InvalidOutput
+from worker.errors import InvalidOutput, SummaryRejected
 from worker.executors.arguments import TEXT, check, check_one, of_type
 from worker.executors.json_values import clean
-from worker.executors.turn import PastRun, Usage
-from worker.team.agent_run import DEFAULT_MODEL_RETRIES
+from worker.executors.turn import PastRun, Usage, WrittenSummary
+from worker.team.agent_run import DEFAULT_MODEL_RETRIES, without_own_retries
 from worker.team.arguments import KINDS, model_of
+from worker.team.failures import is_rejection
 from worker.team.hooks import TurnHooks
 
 _INSTRUCTIONS: Final = (
@@ -26,11 +29,19 @@ _INSTRUCTIONS: Final = (
 _LONGEST_SUMMARY_CHARACTERS: Final = 8_000
 _LONGEST_SIDE_CHARACTERS: Final = 8_000
 """Of what one side said in a run: a summary needs no file that was pasted into the conversation."""
+_SHORT_SIDE_CHARACTERS: Final = 2_000
+"""Likewise, in a run that the provider did not take at that length."""
+_LONGEST_BATCH_CHARACTERS: Final = 48_000
+"""Of the runs that are summed up at once: some 12,000 tokens, which models of today take."""
 
 
 @dataclass(frozen=True)
 class SessionSummary:
     """How the summary of a session is written.
+
+    It takes up the last 40 completed runs that it lacks: older ones, of a session that it is switched on for late, are
+    neither in it nor shown. After a turn it is gone on with by three calls at most, of up to 20 runs each; what it
+    lacks then is made up for after the next turn.
 
     Args:
         model: The model that writes it, by name or as an object; the team's by default.
@@ -56,9 +67,8 @@ class SessionSummary:
         where = f"{where}: session_summary"
         check(where, _KINDS, vars(asked))
         writer = model if asked.model is None else model_of(where, "model", asked.model)
-        return SummaryWriter(
-            Agent(writer, name="summary", instructions=asked.instructions, model_settings=asked.model_settings)
-        )
+        agent = Agent(writer, name="summary", instructions=asked.instructions, model_settings=asked.model_settings)
+        return SummaryWriter(agent, writer)
 
 
 _ASKED: Final = of_type("True, False or a SessionSummary", bool, SessionSummary)
@@ -70,25 +80,52 @@ class SummaryWriter:
     """A model that writes summaries."""
 
     agent: Agent[object, str]
+    model: Model
 
-    async def summarize(self, previous: str | None, runs: Sequence[PastRun]) -> tuple[str, Usage]:
-        """Return the summary of what `previous` summarizes and the runs after it, and what it cost."""
-        result = await self.agent.run(
-            _conversation(previous, runs), infer_name=False, capabilities=[TurnHooks(DEFAULT_MODEL_RETRIES)]
-        )
+    async def summarize(self, previous: str | None, runs: Sequence[PastRun]) -> WrittenSummary:
+        """Return a summary of what `previous` summarizes and of the first of the runs after it: a batch, or all.
+
+        A single run that the provider won't take is tried again in short. Raises SummaryRejected.
+        """
+        said = _first_of([_said(run, _LONGEST_SIDE_CHARACTERS) for run in runs])
+        try:
+            return await self._written(previous, said)
+        except SummaryRejected:
+            shorter = [_said(run, _SHORT_SIDE_CHARACTERS) for run in runs[:1]]
+            if len(said) > 1 or shorter == said:
+                raise
+            return await self._written(previous, shorter)
+
+    async def _written(self, previous: str | None, said: Sequence[str]) -> WrittenSummary:
+        earlier = [f"The summary so far:\n{_cut(previous, _LONGEST_SUMMARY_CHARACTERS)}"] if previous else []
+        try:
+            result = await self.agent.run(
+                "\n\n".join([*earlier, *said]),
+                infer_name=False,
+                model_settings=without_own_retries(self.model),
+                capabilities=[TurnHooks(DEFAULT_MODEL_RETRIES)],
+            )
+        except Exception as error:
+            if is_rejection(error):
+                raise SummaryRejected(len(said), type(error).__name__) from error
+            raise
         used = result.usage
         text = clean(result.output.strip()[:_LONGEST_SUMMARY_CHARACTERS])
         if not text:
             raise InvalidOutput("the model wrote no summary")
         usage = Usage(used.input_tokens, used.output_tokens, used.requests, used.tool_calls)
-        return str(text), usage
+        return WrittenSummary(str(text), len(said), usage)
 
 
-def _conversation(previous: str | None, runs: Sequence[PastRun]) -> str:
-    earlier = [f"The summary so far:\n{previous}"] if previous else []
-    said = [f"User: {_cut(run.input)}\nAssistant: {_cut(run.content_text)}" for run in runs]
-    return "\n\n".join([*earlier, *said])
+def _first_of(said: Sequence[str]) -> Sequence[str]:
+    """Return the first of what was said in some runs: whole ones, at least one, and as many as go into a batch."""
+    lengths = list(accumulate(map(len, said)))
+    return said[: max(1, bisect_right(lengths, _LONGEST_BATCH_CHARACTERS))]
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST_SIDE_CHARACTERS else f"{text[:_LONGEST_SIDE_CHARACTERS]} …"
+def _said(run: PastRun, longest_side: int) -> str:
+    return f"User: {_cut(run.input, longest_side)}\nAssistant: {_cut(run.content_text, longest_side)}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} …"
