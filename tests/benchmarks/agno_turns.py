@@ -1,0 +1,72 @@
+"""The same Agno Team with an instant model: as a hand-written consumer runs it, and as a worker does."""
+
+from __future__ import annotations
+
+from tests.benchmarks.copies import copy_session, settled_rows
+from tests.benchmarks.figures import Finding, Measured, ratio
+from tests.benchmarks.paces import Side, compared, cpu_of, rate_of
+from tests.benchmarks.stage import Stage, peers_queue
+from tests.benchmarks.traffic import Traffic, request, requests
+from worker.settings import Settings
+
+_TEAMS = "tests.benchmarks.agno_team:capital"
+_SESSIONS = 100
+_WARM_UP = 3
+
+
+async def vs_agno_turns(stage: Stage) -> list[Finding]:
+    """Turns/s over a hundred sessions."""
+    plan = stage.plan
+    sides = (
+        Side(
+            "teamturn",
+            lambda settings: stage.worker(settings, _TEAMS),
+            lambda: requests("capital", plan.agno_team_turns, sessions=_SESSIONS),
+            is_peer=False,
+        ),
+        Side(
+            "agno",
+            lambda settings: stage.peer("agno_consumer", settings),
+            lambda: requests("capital", plan.agno_turns, sessions=_SESSIONS),
+            empty_database=True,
+        ),
+    )
+    paces = await compared(stage, sides, plan.agno_rounds)
+    ours, theirs = (rate_of(side.name, paces) for side in sides)
+    return [ratio("vs_agno_turns", ours, theirs, *(cpu_of(side.name, paces) for side in sides))]
+
+
+async def vs_agno_flat_1000(stage: Stage) -> list[Finding]:
+    """Lone requests in turn, each in a session of 1,000 runs."""
+    plan = stage.plan
+    ours, theirs = [], []
+    async with (
+        stage.stand() as mine,
+        stage.stand(empty=True) as others,
+        Traffic(mine) as to_worker,
+        Traffic(others) as to_peer,
+        stage.worker(mine, _TEAMS) as worker,
+        stage.peer("agno_consumer", others) as peer,
+    ):
+        await worker.consumes()
+        await peer.consumes()
+        queue = peers_queue(others)
+        await to_worker.lone(request("capital", "model", _QUESTION))
+        await to_peer.lone(request("capital", "model", _QUESTION), queue=queue)
+        for settings in (mine, others):
+            await _lengthen(settings, plan.agno_session)
+        for number in range(-_WARM_UP, plan.agno_lone_requests):
+            taken = await to_worker.lone(request("capital", "long", _QUESTION))
+            taken_by_peer = await to_peer.lone(request("capital", "long", _QUESTION), queue=queue)
+            if number >= 0:
+                ours.append(taken * 1000)
+                theirs.append(taken_by_peer * 1000)
+    return [ratio("vs_agno_flat_1000", Measured("agno", "ms", theirs), Measured("teamturn", "ms", ours))]
+
+
+async def _lengthen(settings: Settings, runs: int) -> None:
+    async with settled_rows(settings) as database:
+        await copy_session(database, "model", "long", runs=runs)
+
+
+_QUESTION = "What is the capital of France?"
