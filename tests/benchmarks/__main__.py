@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_positive, metavar="N", help="of what is measured in rounds; the default is 5")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it there, with every round")
     parser.add_argument("--chart", type=_picture, metavar="FILE", help="draw what was compared: a .png or .svg")
+    parser.add_argument("--logs", type=Path, metavar="DIR", help="keep there what the programs have logged")
     parser.add_argument("--quick", action="store_true", help="a smoke run, much too short for figures")
     return parser
 
@@ -123,9 +125,14 @@ def _run(options: argparse.Namespace, console: Console) -> int:
         plan = plan.with_rounds(options.rounds)
     wanted = set(options.only or FIGURES)
     progress = Progress(console)
-    with Sandbox(progress) as sandbox, tempfile.TemporaryDirectory(prefix="teamturn-bench-") as logs:
-        findings, failures, machine = asyncio.run(_measured(sandbox, Path(logs), plan, wanted, progress))
+    with ExitStack() as stack:
+        logs = options.logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="teamturn-bench-")))
+        logs.mkdir(parents=True, exist_ok=True)
+        sandbox = stack.enter_context(Sandbox(progress))
+        findings, failures, machine = asyncio.run(_measured(sandbox, logs, plan, wanted, progress))
     _tell(console, findings, failures, machine)
+    if options.quick:
+        console.print("[bold]This was a smoke run: its values say nothing.[/]")
     if options.json:
         report.write_json(options.json, report.as_json(findings, failures, machine))
     if options.chart:

@@ -17,7 +17,7 @@ from tests.support.workers import ROOT, WorkerProcess
 
 _AT_A_TIME: Final = 50
 """Turns of each worker; with one-second turns that is its pace."""
-_START_SECONDS: Final = 15
+_START_SECONDS: Final = 25
 """For which there are requests before the pace is taken."""
 
 

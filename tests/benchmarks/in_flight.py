@@ -55,6 +55,7 @@ async def in_flight(stage: Stage) -> list[Finding]:
                 "peak_memory_mb": round(memory, 1),
                 "kib_a_turn": round((memory - idle) * 1024 / at_once, 1),
                 "turns": len(load),
+                "repeated_replies": traffic.repeated,
                 "seconds": round(traffic.replies[-1].at - traffic.replies[0].at + plan.in_flight_seconds, 1),
                 "TEAMTURN_PREFETCH": _PREFETCH,
                 "TEAMTURN_MAX_CONCURRENT_TURNS": plan.in_flight,

@@ -35,6 +35,7 @@ async def in_flight_model(stage: Stage) -> list[Finding]:
         "peak_memory_mb": round(memory, 1),
         "kib_a_turn": round((memory - idle) * 1024 / at_once, 1),
         "turns": len(load),
+        "repeated_replies": traffic.repeated,
         "cpu_ms_a_turn": round(cpu / len(load) * 1000, 2),
         "seconds": round(traffic.replies[-1].at - traffic.replies[0].at + plan.in_flight_seconds, 1),
     }

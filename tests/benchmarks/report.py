@@ -48,7 +48,11 @@ def show_details(console: Console, findings: Sequence[Finding]) -> None:
 
 def lines(findings: Sequence[Finding]) -> list[str]:
     """A line a figure, `name: value`, for machines."""
-    return [f"{finding.name}: {finding.value:.4g}" for finding in findings]
+    return [f"{finding.name}: {_plain(finding.value)}" for finding in findings]
+
+
+def _plain(value: float) -> str:
+    return f"{value:.0f}" if value >= _WHOLE_NUMBERS * 10 else f"{value:.4g}"
 
 
 def as_json(

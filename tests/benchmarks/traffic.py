@@ -63,8 +63,12 @@ class Traffic:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._changed = asyncio.Event()
+        self._bodies: dict[str, bytes] = {}
+        self._contradicted: list[str] = []
         self.replies: list[Reply] = []
-        """In the order of the results queue."""
+        """The first to each request, in the order of the results queue."""
+        self.repeated = 0
+        """How many came again, as the contract allows."""
 
     async def __aenter__(self) -> Self:
         url = self._settings.amqp_url.get_secret_value()
@@ -98,7 +102,7 @@ class Traffic:
         return reply.at - start
 
     async def replied(self, number: int, *programs: Program) -> None:
-        """Wait until there are so many replies; fail if one of the programs ends, or none comes any more."""
+        """Wait until so many requests have a reply; fail if one of the programs ends, or none comes any more."""
         while (so_far := len(self.replies)) < number:
             self._changed.clear()
             try:
@@ -110,10 +114,12 @@ class Traffic:
                 raise RuntimeError(f"{so_far} of {number} replies, and no more of them") from None
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Raise RuntimeError unless each of these, and nothing else, was answered, once, and with success."""
-        expected, found = sorted(one.run_id for one in requests), sorted(one.run_id for one in self.replies)
-        if found != expected:
-            raise RuntimeError(f"{len(found)} replies to {len(expected)} requests, and not one to each")
+        """Raise RuntimeError unless each of these, and nothing else, was answered, in one way, and with success."""
+        expected = {one.run_id for one in requests}
+        if self._bodies.keys() != expected:
+            raise RuntimeError(f"replies to {len(self._bodies)} requests, and not to the {len(expected)} published")
+        if self._contradicted:
+            raise RuntimeError(f"{len(self._contradicted)} requests were answered again, and otherwise")
         for reply in self.replies:
             if json.loads(reply.body)["status"] != "COMPLETED":
                 raise RuntimeError(f"a turn has failed: {reply.body.decode()}")
@@ -127,8 +133,14 @@ class Traffic:
 
     async def _received(self, message: DeliveredMessage) -> None:
         run_id = message.header.properties.message_id or ""
-        self.replies.append(Reply(time.monotonic(), run_id, message.body))
-        self._changed.set()
+        known = self._bodies.setdefault(run_id, message.body)
+        if known is message.body:
+            self.replies.append(Reply(time.monotonic(), run_id, message.body))
+            self._changed.set()
+        else:
+            self.repeated += 1
+            if known != message.body:
+                self._contradicted.append(run_id)
 
 
 @dataclass(frozen=True, slots=True)
