@@ -24,6 +24,7 @@ from tests.unit.models import Recorded, failing, member, never_answering, respon
 from worker.errors import TurnFailed
 from worker.executors.attempt import attempt
 from worker.executors.turn import Turn
+from worker.team.failures import described
 from worker.team.team import Team
 
 _team = partial(Team, model_retries=0)
@@ -174,6 +175,12 @@ async def test_why_a_model_failed_is_logged_in_the_provider_s_words_for_it_but_n
         assert (line["status"], line["provider_code"]) == (400, "context_length_exceeded")
         assert line["error"] == "ModelHTTPError"
         assert _SECRET not in str(line)
+
+
+def test_an_error_that_is_its_own_cause_is_described_all_the_same() -> None:
+    one, other = LookupError(), KeyError()
+    one.__cause__, other.__cause__ = other, one
+    assert described(one)["error"] == "LookupError from KeyError"
 
 
 async def test_where_each_of_several_models_failed_is_logged() -> None:

@@ -140,7 +140,7 @@ def _is_unsuitable(error: BaseException) -> bool:
 
 def described(error: BaseException) -> dict[str, JsonValue]:
     """Return what a log may say of a model's failure: none of the provider's texts, which may quote keys and users."""
-    causes = list(_causes(error))
+    causes = _causes(error)
     frames = traceback.extract_tb(causes[-1].__traceback__)
     told: dict[str, JsonValue] = {
         "error": " from ".join(type(cause).__name__ for cause in causes),
@@ -156,10 +156,12 @@ def described(error: BaseException) -> dict[str, JsonValue]:
     return told
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _causes(error: BaseException) -> list[BaseException]:
+    found = [error]
+    # A provider's client that raises an error from itself makes a circle of them.
+    while (cause := found[-1].__cause__) is not None and cause not in found:
+        found.append(cause)
+    return found
 
 
 def _is_word(value: object) -> bool:

@@ -68,7 +68,10 @@ class TurnHooks(AbstractCapability[Any]):
         name = request_context.model.model_name
         if not is_passing(error) or tries > self.model_retries or seconds > _LONGEST_ASKED_SECONDS:
             _log.error("model_failed", model=name, tries=tries, **described(error))
-            raise given_up(error, name) from error
+            ended = given_up(error, name)
+            if ended is error:
+                raise error
+            raise ended from error
         _log.warning(
             "model_request_retried",
             model=name,
