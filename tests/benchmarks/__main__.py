@@ -54,10 +54,10 @@ figures:
 {figures}
 
 examples:
-  deploy/bench                          all of it, some eight minutes
+  deploy/bench                          all of it, some ten minutes
   deploy/bench --only handoff flat_10000
   deploy/bench --json bench.json --chart bench.svg
-  deploy/bench --quick                  a minute: whether it works; its
+  deploy/bench --quick                  two minutes: whether it works; its
                                         figures say nothing
 
 output: progress, settings and the table on standard error; on standard output

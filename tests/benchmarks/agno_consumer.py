@@ -1,6 +1,6 @@
 """The peer that runs Agno: an aio-pika consumer whose Team keeps its sessions with AsyncPostgresDb.
 
-    python -m tests.benchmarks.agno_consumer QUEUE
+    python -m tests.benchmarks.agno_consumer QUEUE --driver asyncpg --prefetch 32
 
 What Agno's users write today. It publishes its replies with a confirm and acknowledges after it.
 """
@@ -12,16 +12,12 @@ import asyncio
 import json
 import os
 import sys
-from typing import Final
 
 import aio_pika
 from agno.db.postgres import AsyncPostgresDb
 from aio_pika.abc import AbstractIncomingMessage
 
 from tests.benchmarks.agno_team import team_of
-
-PREFETCH: Final = 16
-"""More made it no faster: its pool of connections is SQLAlchemy's, 15 at most."""
 
 
 async def main(queue_name: str, *, prefetch: int, driver: str) -> None:
@@ -57,7 +53,7 @@ async def main(queue_name: str, *, prefetch: int, driver: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("queue")
-    parser.add_argument("--prefetch", type=int, default=PREFETCH)
-    parser.add_argument("--driver", default="psycopg_async")
+    parser.add_argument("--prefetch", type=int, required=True)
+    parser.add_argument("--driver", required=True, help="SQLAlchemy's name for it")
     options = parser.parse_args()
     asyncio.run(main(options.queue, prefetch=options.prefetch, driver=options.driver))

@@ -47,6 +47,8 @@ async def _pace(stage: Stage, workers: int) -> float:
             await traffic.replied(len(traffic.replies) + 2 * rate)
             since = len(traffic.replies)
             await traffic.replied(since + int(rate * stage.plan.window_seconds))
+            if any(worker.process.returncode is not None for worker in fleet):
+                raise RuntimeError(f"of {workers} workers one has ended meanwhile")
     # They end in waves, a second apart: the slope of all of them says more than the time of the first and the last.
     times = [reply.at for reply in traffic.replies[since:]]
     pace = linear_regression(times, range(len(times))).slope

@@ -15,7 +15,7 @@ import aio_pika
 import asyncpg
 from pydantic import JsonValue
 
-from tests.benchmarks import handwritten
+from tests.benchmarks import agno_turns, handwritten
 from tests.benchmarks.stage import Stage
 from worker.settings import Settings
 
@@ -44,6 +44,7 @@ async def described(stage: Stage) -> Mapping[str, JsonValue]:
             "TEAMTURN_MAX_CONCURRENT_TURNS": defaults.max_concurrent_turns,
         },
         "handwritten": {"pool": handwritten.POOL, "prefetch": handwritten.PREFETCH},
+        "agno_consumer": {"driver": agno_turns.DRIVER, "prefetch": agno_turns.PREFETCH},
         "plan": asdict(stage.plan),
     }
 

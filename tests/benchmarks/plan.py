@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The sizes of a run. The defaults take eight minutes on two cores."""
+    """The sizes of a run. The defaults are to take no more than ten minutes on two cores."""
 
     rounds: int = 5
     """How often each side of a comparison of paces is measured."""
