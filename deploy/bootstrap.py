@@ -166,8 +166,8 @@ def set_up(requirements: str) -> None:
     write_stamp({})  # what is interrupted from here on starts from nothing
     path = ROOT / "deploy" / requirements
     count = sum("==" in line for line in path.read_text().splitlines())
-    # The file has all of them. With dependencies, pip 23 looks for the newest pydantic of another's pydantic[email], and
-    # finds no hash of it.
+    # The file has all of them. With dependencies, pip 23 looks for the newest pydantic of another's pydantic[email],
+    # and finds no hash of it.
     pip_install(f"Installing {count} pinned packages", "--no-deps", "--require-hashes", "-r", path)
     pip_install("Installing the project", "--no-deps", "--no-build-isolation", "-e", ROOT)
     write_stamp(sets | {requirements: wanted})
