@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from aiormq.exceptions import ConnectionNotAllowed
 from pydantic import SecretStr
 from yarl import URL
 
+from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import tolerate_bad_properties
 
@@ -58,9 +59,10 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
     where = f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
     try:
-        connection = await aio_pika.connect(
-            address, timeout=CONNECT_LIMIT_SECONDS, client_properties={"connection_name": name}
-        )
+        with strays_told():
+            connection = await aio_pika.connect(
+                address, timeout=CONNECT_LIMIT_SECONDS, client_properties={"connection_name": name}
+            )
     except (AuthenticationError, ProbableAuthenticationError):
         raise StartupError(f"RabbitMQ at {where} refuses the user or the password of TEAMTURN_AMQP_URL") from None
     except BROKER_ERRORS as error:
@@ -90,9 +92,23 @@ async def connected(url: SecretStr, *, name: str) -> AsyncIterator[BrokerConnect
 
 async def close_quietly(closable: AbstractConnection | AbstractChannel) -> None:
     """Close a connection or channel, within a limit: on one that is half dead, closing can hang or fail."""
-    with suppress(*BROKER_ERRORS):
+    with suppress(BrokerUnavailable, *BROKER_ERRORS), strays_told():
         async with asyncio.timeout(CLOSE_LIMIT_SECONDS):
             await closable.close()
+
+
+@contextmanager
+def strays_told() -> Iterator[None]:
+    """Raise BrokerUnavailable for a cancellation that nobody meant for this task.
+
+    aiormq cancels what waits on a connection that it takes for stuck, and whoever awaits that is told the same.
+    """
+    try:
+        yield
+    except asyncio.CancelledError:
+        if was_cancelled():
+            raise
+        raise BrokerUnavailable("the connection to RabbitMQ was lost") from None
 
 
 def _reason(error: BaseException) -> str:

@@ -1,15 +1,19 @@
-"""Decoding AMQP frames so that no message can cost a connection.
+"""Decoding AMQP frames so that no message, and no channel that closes, can cost a connection.
 
 pamqp raises for a property that it can't decode (a timestamp in the year 292278994, text that is not UTF-8, a
 table within a table 20,000 deep), and aiormq then closes the connection. The broker delivers the message again, to
 the next connection: one hostile message would stop every worker for good. Here such a property is decoded as far as
 it can be, and the message is judged like any other.
+
+aiormq reads all channels of a connection in one task, which waits for room in the buffer of each, ten frames. A
+channel that is being closed may have nobody who reads them; and then nothing of the connection is read any more.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+import aiormq.abc
 from pamqp import decode
 from pamqp.common import FieldValue
 
@@ -23,6 +27,12 @@ def tolerate_bad_properties() -> None:
     decode.METHODS["shortstr"] = _short_string
     decode.METHODS["timestamp"] = _timestamp
     decode.METHODS["table"] = _table
+
+
+def unlimit_buffer(channel: aiormq.abc.AbstractChannel) -> None:
+    """Give a channel's buffer no limit: what a channel is sent is bounded by its prefetch."""
+    frames: Any = channel.frames
+    frames._maxsize = 0  # noqa: SLF001 - neither aio-pika nor aiormq lets it be chosen
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from tests.support.waiting import eventually
 from tests.support.workers import worker_of
 from worker.broker import connected
 from worker.intake import partitions
+from worker.intake.delivery import Delivery
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply
 from worker.settings import Settings
@@ -45,13 +46,15 @@ def all_sessions(settings: Settings) -> list[str]:
 
 
 @asynccontextmanager
-async def consumers_of(settings: Settings) -> AsyncIterator[tuple[Consumers, Topology]]:
+async def consumers_of(
+    settings: Settings, *, prefetch: int = 8, received: Callable[[Delivery], None] = lambda _: None
+) -> AsyncIterator[tuple[Consumers, Topology]]:
     """Consumers that no fleet tells what to consume."""
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
     async with connected(settings.amqp_url, name="test") as connection:
         await apply(connection.amqp, topology)
     consumers = Consumers(
-        settings.amqp_url, topology, prefetch=8, received=lambda _: None, lost=lambda: None, name="test"
+        settings.amqp_url, topology, prefetch=prefetch, received=received, lost=lambda: None, name="test"
     )
     running = asyncio.create_task(consumers.run(), name=CONSUMING)
     try:
@@ -71,7 +74,7 @@ async def test_what_is_no_longer_wanted_is_given_up_for_good(settings: Settings,
         await eventually(lambda: consumers.consuming == everything)
         kept = frozenset({topology.partition(0)})
         consumers.want(kept)
-        await eventually(lambda: consumers.consuming == kept and not consumers._closing, seconds=5)
+        await eventually(lambda: consumers.consuming == kept and not consumers._ending, seconds=5)
         await broker.ask(a_session_of(1, settings))
         assert await broker.depth("requests.1") == 1
 
@@ -104,6 +107,29 @@ async def test_told_to_stop_while_it_begins_to_consume_it_stops_also_when_the_cl
         running.cancel()
         done, _ = await asyncio.wait([running], timeout=8)
         assert done, "it still consumes"
+
+
+async def test_partitions_given_up_in_the_middle_of_a_flood_do_not_hold_up_the_others(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """What is still sent to a channel that is closing must leave the connection's reader free."""
+    acks: set[asyncio.Task[None]] = set()
+
+    def acknowledge(delivery: Delivery) -> None:
+        acks.add(asyncio.create_task(delivery.ack()))
+
+    async with consumers_of(settings, prefetch=256, received=acknowledge) as (consumers, topology):
+        queues = [topology.partition(number) for number in range(PARTITIONS)]
+        await asyncio.gather(*(broker.ask(a_session_of(number % PARTITIONS, settings)) for number in range(4000)))
+        for tenth in range(10):
+            consumers.want(frozenset(queues))
+            await asyncio.sleep(tenth / 100)
+            consumers.want(frozenset(queues[:1]))
+        await eventually(partial(taken, broker, "requests.0"), seconds=10)
+        consumers.want(frozenset(queues))
+        for number in range(PARTITIONS):
+            await eventually(partial(taken, broker, f"requests.{number}"), seconds=10)
+        assert consumers.connections == 1
 
 
 async def test_what_is_wanted_again_at_once_is_consumed(settings: Settings, broker: TestBroker) -> None:

@@ -16,9 +16,10 @@ import structlog
 from aio_pika.abc import AbstractIncomingMessage
 from pydantic import SecretStr
 
-from worker.broker import BROKER_ERRORS, BrokerConnection, close_quietly, connect
+from worker.broker import BROKER_ERRORS, BrokerConnection, close_quietly, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
+from worker.frames import unlimit_buffer
 from worker.intake.delivery import ChannelLife, Delivery
 from worker.intake.topology import Topology, apply
 
@@ -54,7 +55,8 @@ class Consumers:
         self._told: Callable[[], None] = lambda: None
         self._active: dict[ChannelLife, str] = {}
         self._lives: set[ChannelLife] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        """The consumers of what was given up, until their channels are closed."""
         self.wanted: frozenset[str] = frozenset()
         """The queues that are to be consumed."""
         self._said: frozenset[str] = frozenset()
@@ -105,7 +107,8 @@ class Consumers:
             since = time.monotonic()
             try:
                 self._now_connected(connected=True)
-                await self._consume_wanted(connection)
+                with suppress(BrokerUnavailable), strays_told():
+                    await self._consume_wanted(connection)
             finally:
                 self._now_connected(connected=False)
                 self._end_all()
@@ -128,17 +131,18 @@ class Consumers:
                 self._changed.clear()
                 for queue in consumers.keys() - self.wanted:
                     given_up.pop(queue).set()
-                    self._give_up(consumers.pop(queue))
+                    self._ending.add(consumers.pop(queue))
                 for queue in self.wanted - consumers.keys():
                     given_up[queue] = asyncio.Event()
                     keeping = self._keep_consuming(connection, queue, given_up[queue])
                     consumers[queue] = asyncio.create_task(keeping)
+                    consumers[queue].add_done_callback(self._ending.discard)
                 await self._until_changed(lost, consumers)
             _log.warning("broker_connection_lost", consequence="unfinished requests are delivered again")
         finally:
             # The deliveries die first: nobody may answer what the broker is about to give away.
             self._end_all()
-            tasks = [lost, *consumers.values(), *self._closing]
+            tasks = [lost, *consumers.values(), *self._ending]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -154,51 +158,50 @@ class Consumers:
         for task in done:
             task.result()
 
-    def _give_up(self, consumer: asyncio.Task[None]) -> None:
-        """Close a consumer's channel, beside everything else."""
-        consumer.cancel()
-        self._closing.add(consumer)
-        consumer.add_done_callback(self._closing.discard)
-
     async def _keep_consuming(self, connection: BrokerConnection, queue: str, given_up: asyncio.Event) -> None:
         """Consume one queue, over a new channel whenever one is lost, as long as the connection lives.
 
-        It ends when the queue is given up: by that, since closing a channel can swallow a cancellation.
+        It ends when the queue is given up. It is not cancelled for that: aiormq closes the channel of a call that is
+        cancelled, and if that call was itself closing it, the broker closes the connection.
         """
         tries = 0
         while not (connection.lost.is_set() or given_up.is_set() or was_cancelled()):
             try:
-                await self._consume(connection, queue)
+                with strays_told():
+                    await self._consume(connection, queue, given_up)
                 tries = 0
-            except BROKER_ERRORS as error:
+            except (BrokerUnavailable, *BROKER_ERRORS) as error:
                 _log.warning("consumer_failed", queue=queue, reason=f"{type(error).__name__}: {error}"[:300])
-                with suppress(StartupError, *BROKER_ERRORS):
+                with suppress(BrokerUnavailable, StartupError, *BROKER_ERRORS), strays_told():
                     # The queue may be gone: somebody deleted it, or the broker lost its disk.
                     await apply(connection.amqp, self._topology)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)]):
+                    await given_up.wait()
             tries += 1
 
-    async def _consume(self, connection: BrokerConnection, queue: str) -> None:
-        """Consume one queue over one channel, until the channel or its consumer is gone."""
+    async def _consume(self, connection: BrokerConnection, queue: str, given_up: asyncio.Event) -> None:
+        """Consume one queue over one channel, until it is given up, or the channel or its consumer is gone."""
         life = ChannelLife()
         channel = connection.amqp.channel(publisher_confirms=False)
         channel.close_callbacks.add(lambda *_: life.end())
 
         async def on_message(message: AbstractIncomingMessage) -> None:
             # It awaits nothing: the tasks that aio-pika makes of it keep the order of the deliveries.
-            if life.alive:
+            if life.alive and not given_up.is_set():
                 self._received(Delivery(message=message, source=queue, life=life))
 
         try:
             await channel.initialize(timeout=_DECLARE_SECONDS)
             underlay = await channel.get_underlay_channel()
+            unlimit_buffer(underlay)
             # Deleted queue, moved leader, acknowledgement time-out on 4.3: the broker cancels the consumer alone.
             underlay.on_consumer_cancel_callbacks.add(lambda _: life.end())
             await channel.set_qos(prefetch_count=self._prefetch, timeout=_DECLARE_SECONDS)
             self._lives.add(life)
             consumed = await channel.get_queue(queue, ensure=False)
             await consumed.consume(on_message, timeout=_DECLARE_SECONDS)
-            if was_cancelled():
+            if was_cancelled() or given_up.is_set():
                 return
             self._active[life] = queue
             self._say_if_all_are_consumed()
@@ -241,9 +244,10 @@ async def _consumers_of(connection: BrokerConnection, queue: str) -> int | None:
     """Return how many consumers the broker counts for a queue; None if it does not say."""
     channel = connection.amqp.channel(publisher_confirms=False)
     try:
-        await channel.initialize(timeout=_DECLARE_SECONDS)
-        declared = await channel.declare_queue(queue, passive=True, timeout=_DECLARE_SECONDS)
-    except BROKER_ERRORS:
+        with strays_told():
+            await channel.initialize(timeout=_DECLARE_SECONDS)
+            declared = await channel.declare_queue(queue, passive=True, timeout=_DECLARE_SECONDS)
+    except (BrokerUnavailable, *BROKER_ERRORS):
         return None
     else:
         return declared.declaration_result.consumer_count

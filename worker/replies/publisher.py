@@ -15,7 +15,7 @@ from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishErr
 from aiormq.exceptions import ConnectionInternalError
 from pydantic import SecretStr
 
-from worker.broker import BROKER_ERRORS, BrokerConnection, connect
+from worker.broker import BROKER_ERRORS, BrokerConnection, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.intake.topology import Topology, apply
@@ -97,11 +97,13 @@ class Publisher:
         return self._turns.setdefault(message.message_id, asyncio.Lock())
 
     async def _publish_once(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> None:
-        channel = await self._ready_channel()
+        with strays_told():
+            channel = await self._ready_channel()
         used = self._connection
         try:
-            target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
-            await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
+            with strays_told():
+                target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
+                await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
         except ChannelNotFoundEntity:
             self._doubtful = True
             raise
