@@ -6,7 +6,9 @@ the next connection: one hostile message would stop every worker for good. Here 
 it can be, and the message is judged like any other.
 
 aiormq reads all channels of a connection in one task, which waits for room in the buffer of each, ten frames. A
-channel that is being closed may have nobody who reads them; and then nothing of the connection is read any more.
+channel that is being closed may have nobody who reads them; and then nothing of the connection is read any more. What
+is sent waits for room, too: an acknowledgement that waits while its channel is closed comes after that, and RabbitMQ
+then closes the connection.
 """
 
 from __future__ import annotations
@@ -29,10 +31,11 @@ def tolerate_bad_properties() -> None:
     decode.METHODS["table"] = _table
 
 
-def unlimit_buffer(channel: aiormq.abc.AbstractChannel) -> None:
-    """Give a channel's buffer no limit: what a channel is sent is bounded by its prefetch."""
-    frames: Any = channel.frames
-    frames._maxsize = 0  # noqa: SLF001 - neither aio-pika nor aiormq lets it be chosen
+def unlimit_buffers(channel: aiormq.abc.AbstractChannel) -> None:
+    """Give the buffers of a channel that consumes no limit: both are bounded by its prefetch."""
+    consuming: Any = channel
+    for buffer in (consuming.frames, consuming.write_queue):
+        buffer._maxsize = 0  # noqa: SLF001 - neither aio-pika nor aiormq lets it be chosen
 
 
 def _short_string(value: bytes) -> tuple[int, str]:
