@@ -41,8 +41,7 @@ class FakePostgres:
         self.closed = True
         self._died.set()
 
-    async def fetch(self, text: str, *arguments: Any, timeout: float) -> list[Any]:  # noqa: ASYNC109 - asyncpg's
-        assert timeout > 0
+    async def fetch(self, text: str, *arguments: Any) -> list[Any]:
         assert self.under_way == 0, "a connection takes one statement at a time"
         if self.closed:
             raise asyncpg.InterfaceError("connection is closed")

@@ -29,6 +29,7 @@ from worker.errors import StoreUnavailable
 from worker.fleet.membership import Membership
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology
+from worker.patience import answered_within
 
 _POLL_SECONDS: Final = 1.0
 """Notifications make a change quick; this makes it certain."""
@@ -78,7 +79,7 @@ class Fleet:
         try:
             if self._can_consume():
                 # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
-                async with asyncio.timeout(_ANSWER_SECONDS):
+                async with answered_within(_ANSWER_SECONDS):
                     owned = await self._membership.owned()
                 self._sized(self._membership.size)
                 self._consume(self._queues(owned))

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 import sql
 from worker.errors import LaneLost, StatementRefused, StoreUnavailable
+from worker.patience import answered_within
 from worker.sessions.database import application_name, connect, translated
 
 _PING_SECONDS: Final = 3.0
@@ -176,7 +177,8 @@ class LaneConnection:
         limit_seconds: float = _STATEMENT_SECONDS,
     ) -> list[asyncpg.Record]:
         try:
-            return await self.connection.fetch(text, *arguments, timeout=limit_seconds)
+            async with answered_within(limit_seconds):
+                return await self.connection.fetch(text, *arguments)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
         except (asyncpg.PostgresError, *_BROKEN, TimeoutError) as error:
