@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import aiormq.abc
+import aiormq
+from aiormq.abc import AbstractChannel
 from pamqp import decode
 from pamqp.common import FieldValue
 
@@ -31,11 +32,16 @@ def tolerate_bad_properties() -> None:
     decode.METHODS["table"] = _table
 
 
-def unlimit_buffers(channel: aiormq.abc.AbstractChannel) -> None:
-    """Give the buffers of a channel that consumes no limit: both are bounded by its prefetch."""
-    consuming: Any = channel
-    for buffer in (consuming.frames, consuming.write_queue):
+def unlimited(channel: AbstractChannel) -> aiormq.Channel:
+    """Give the buffers of a channel no limit, and return it.
+
+    What they hold is bounded by who uses it: by a consumer's prefetch, by the replies that wait for their confirms.
+    """
+    assert isinstance(channel, aiormq.Channel)  # noqa: S101 - for the type checker
+    buffers: Any = (channel.frames, channel.write_queue)
+    for buffer in buffers:
         buffer._maxsize = 0  # noqa: SLF001 - neither aio-pika nor aiormq lets it be chosen
+    return channel
 
 
 def _short_string(value: bytes) -> tuple[int, str]:

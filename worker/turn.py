@@ -243,15 +243,16 @@ async def _start_recorded(claimed: ClaimedSession, *, already: bool) -> AsyncIte
     if already:
         yield
         return
-    recording = asyncio.create_task(_record_start(claimed))
+    recording: list[asyncio.Task[int]] = []
+    # No task but where there is something to record: most turns of a fast executor are over before.
+    timer = asyncio.get_running_loop().call_later(
+        _RECORD_AFTER_SECONDS, lambda: recording.append(asyncio.create_task(claimed.count_attempt()))
+    )
     try:
         yield
     finally:
         # What was submitted by now is written before the commit, which drops it: a lane keeps the order.
-        recording.cancel()
-        await asyncio.gather(recording, return_exceptions=True)
-
-
-async def _record_start(claimed: ClaimedSession) -> None:
-    await asyncio.sleep(_RECORD_AFTER_SECONDS)
-    await claimed.count_attempt()
+        timer.cancel()
+        for task in recording:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from worker.broker import BROKER_ERRORS, BrokerConnection, close_quietly, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
-from worker.frames import unlimit_buffers
+from worker.frames import unlimited
 from worker.intake.delivery import ChannelLife, Delivery
 from worker.intake.topology import Topology, apply
 
@@ -193,8 +193,7 @@ class Consumers:
 
         try:
             await channel.initialize(timeout=_DECLARE_SECONDS)
-            underlay = await channel.get_underlay_channel()
-            unlimit_buffers(underlay)
+            underlay = unlimited(await channel.get_underlay_channel())
             # Deleted queue, moved leader, acknowledgement time-out on 4.3: the broker cancels the consumer alone.
             underlay.on_consumer_cancel_callbacks.add(lambda _: life.end())
             await channel.set_qos(prefetch_count=self._prefetch, timeout=_DECLARE_SECONDS)

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 from weakref import WeakValueDictionary
 
+import aiormq
 import structlog
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 from worker.broker import BROKER_ERRORS, BrokerConnection, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
+from worker.frames import unlimited
 from worker.intake.topology import Topology, apply
 
 _CONFIRM_SECONDS: Final = 30.0
@@ -39,7 +41,8 @@ class Publisher:
         self._topology = topology
         self._name = name
         self._connection: BrokerConnection | None = None
-        self._channel: AbstractChannel | None = None
+        self._opened: AbstractChannel | None = None
+        self._channel: aiormq.Channel | None = None
         self._opening = asyncio.Lock()
         self._doubtful = False
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -102,8 +105,17 @@ class Publisher:
         used = self._connection
         try:
             with strays_told():
-                target = await channel.get_exchange(exchange, ensure=False) if exchange else channel.default_exchange
-                await target.publish(message, routing_key, mandatory=mandatory, timeout=_CONFIRM_SECONDS)
+                # What aio-pika's publish does, but for waiting until the socket has taken it: that would be one after
+                # the other.
+                await channel.basic_publish(
+                    message.body,
+                    exchange=exchange,
+                    routing_key=routing_key,
+                    properties=message.properties,
+                    mandatory=mandatory,
+                    timeout=_CONFIRM_SECONDS,
+                    wait=False,
+                )
         except ChannelNotFoundEntity:
             self._doubtful = True
             raise
@@ -121,7 +133,7 @@ class Publisher:
         """Make the prefix's exchanges and queues again before the next message: one of them is missing."""
         self._doubtful = True
 
-    async def _ready_channel(self) -> AbstractChannel:
+    async def _ready_channel(self) -> aiormq.Channel:
         async with self._opening:
             if self._connection is None or self._connection.lost.is_set():
                 self._connection = await connect(self._url, name=self._name)
@@ -131,5 +143,7 @@ class Publisher:
                 await apply(self._connection.amqp, self._topology)
                 self._doubtful = False
             if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.amqp.channel(publisher_confirms=True, on_return_raises=True)
+                # Kept: its end is what closes the channel.
+                self._opened = await self._connection.amqp.channel(publisher_confirms=True, on_return_raises=True)
+                self._channel = unlimited(await self._opened.get_underlay_channel())
             return self._channel
