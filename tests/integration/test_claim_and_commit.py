@@ -65,7 +65,7 @@ async def take(store: SessionStore, run_id: str, session_id: str = "s1", content
         return await commit(claimed, content)
 
 
-async def test_a_session_is_claimed_by_one_worker_at_a_time(settings: Settings) -> None:
+async def test_a_session_is_claimed_by_one_worker_at_a_time(settings: Settings, database: asyncpg.Connection) -> None:
     async with store_of(settings) as one, store_of(settings) as other:
         async with one.claimed(request_of("r1"), 3):
             with pytest.raises(SessionBusyElsewhere):
@@ -73,6 +73,7 @@ async def test_a_session_is_claimed_by_one_worker_at_a_time(settings: Settings) 
                     pass
             async with other.claimed(request_of("r3", "another session"), 3):
                 pass
+        await eventually(lambda: _no_session_is_locked(database))
         async with other.claimed(request_of("r2"), 3):
             pass
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.unit.examples import everything_that_can_run
 from worker.sessions.lock_table import SHARE, LockBudget
+
+
+@asynccontextmanager
+async def locked(budget: LockBudget) -> AsyncIterator[None]:
+    """A session that is locked for the block."""
+    await budget.take()
+    try:
+        yield
+    finally:
+        budget.give_back()
 
 
 def budget_of(limit: int) -> LockBudget:
@@ -49,7 +61,7 @@ class Sessions:
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _one(self, name: str) -> None:
-        async with self._budget.lock():
+        async with locked(self._budget):
             self.locked.append(name)
             await self._ends[name].wait()
 
@@ -95,9 +107,9 @@ async def test_those_that_wait_are_locked_in_their_order_one_for_each_that_ends(
 async def test_a_session_that_fails_gives_its_room_back() -> None:
     budget = budget_of(1)
     with pytest.raises(LookupError):
-        async with budget.lock():
+        async with locked(budget):
             raise LookupError
-    async with asyncio.timeout(1), budget.lock():
+    async with asyncio.timeout(1), locked(budget):
         pass
 
 
@@ -153,12 +165,12 @@ async def test_a_session_with_one_turn_after_the_other_does_not_keep_others_wait
 
     async def busy() -> None:
         for _ in range(10):
-            async with budget.lock():
+            async with locked(budget):
                 order.append("busy")
                 await asyncio.sleep(0)
 
     async def other() -> None:
-        async with budget.lock():
+        async with locked(budget):
             order.append("other")
 
     await asyncio.gather(busy(), other())
@@ -171,7 +183,7 @@ async def test_however_they_come_go_and_give_up_all_room_is_there_afterwards() -
 
     async def session(number: int) -> None:
         nonlocal most, now
-        async with budget.lock():
+        async with locked(budget):
             now += 1
             most = max(most, now)
             try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 SHARE: Final = 0.8
@@ -36,18 +34,17 @@ class LockBudget:
         self._limit = max(self._share // max(workers, 1), 1)
         self._admit()
 
-    @asynccontextmanager
-    async def lock(self) -> AsyncIterator[None]:
-        """Wait until one more session may be locked, first come, first served, and count it for the block."""
+    async def take(self) -> None:
+        """Wait until one more session may be locked, first come, first served, and count it."""
         if self._held >= self._limit or self._waiting:
             await self._admitted()
         else:
             self._held += 1
-        try:
-            yield
-        finally:
-            self._held -= 1
-            self._admit()
+
+    def give_back(self) -> None:
+        """Say that one that was counted is unlocked."""
+        self._held -= 1
+        self._admit()
 
     async def _admitted(self) -> None:
         room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -56,8 +53,7 @@ class LockBudget:
             await room
         except asyncio.CancelledError:
             if room.done() and not room.cancelled():
-                self._held -= 1  # it was admitted, and does not come
-                self._admit()
+                self.give_back()  # it was admitted, and does not come
             raise
 
     def _admit(self) -> None:

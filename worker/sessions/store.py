@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -15,7 +15,13 @@ from pydantic import SecretStr
 
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
-from worker.errors import ClaimOutdated, LaneLost, SessionDeleted, StatementRefused, StoreUnavailable
+from worker.errors import (
+    ClaimOutdated,
+    LaneLost,
+    SessionBusyElsewhere,
+    SessionDeleted,
+    StoreUnavailable,
+)
 from worker.executors.json_values import clean
 from worker.executors.turn import Usage
 from worker.sessions import statements
@@ -167,27 +173,26 @@ class SessionStore:
         """Hold the session's lock, with what was read under it: `summarized` asks for the session's summary.
 
         Raises SessionBusyElsewhere if another worker holds it, StoreUnavailable or LaneLost if Postgres can't. The
-        caller must not claim a session that it already holds: a lock is re-entrant within its connection.
+        caller must not claim a session that it already holds: a lock is re-entrant within its connection. After the
+        block the session is unlocked as soon as the lane comes to it.
         """
         row = ClaimRow(request.run_id, request.session_id, history_runs, summarized)
-        async with self.lock_budget.lock(), self._claimed(request, row) as claimed:
-            yield claimed
-
-    @asynccontextmanager
-    async def _claimed(self, request: RunRequest, row: ClaimRow) -> AsyncIterator[ClaimedSession]:
-        lane = self._lane_of(request.session_id).connection()
+        await self.lock_budget.take()
+        lane: LaneConnection | None = None
         try:
+            lane = self._lane_of(request.session_id).connection()
             claim = await lane.submit(statements.CLAIM, row)
-        except (asyncio.CancelledError, StatementRefused):
-            # It may have locked all the same; unlocking what is not locked does nothing.
-            with suppress(LaneLost):
-                # Nobody awaits its result; if the lane is lost, so is the lock.
-                lane.post(statements.UNLOCK, request.session_id).add_done_callback(lambda unlock: unlock.exception())
+        except BaseException as error:
+            if lane is None or isinstance(error, SessionBusyElsewhere | StoreUnavailable):
+                self.lock_budget.give_back()
+            else:
+                # It may have locked all the same; to unlock what is not locked does nothing.
+                _unlock(lane, request.session_id, self.lock_budget.give_back)
             raise
         try:
             yield ClaimedSession(request=request, claim=claim, _lane=lane)
         finally:
-            await self._unlock(lane, request.session_id)
+            _unlock(lane, request.session_id, self.lock_budget.give_back)
 
     async def unsummarized(self, session_id: str, *, after: int | None = None) -> Unsummarized | None:
         """Return what the session's summary lacks, in the runs after a run_index; None if there is no such session.
@@ -207,12 +212,26 @@ class SessionStore:
     def _lane_of(self, session_id: str) -> Lane:
         return self._lanes[zlib.crc32(session_id.encode()) % len(self._lanes)]
 
-    async def _unlock(self, lane: LaneConnection, session_id: str) -> None:
-        try:
-            await lane.submit(statements.UNLOCK, session_id)
-        except Exception as error:  # noqa: BLE001 - whatever it is
+
+def _unlock(lane: LaneConnection, session_id: str, then: Callable[[], None]) -> None:
+    """Have the session unlocked, beside the reply and the session's next turn, and then call `then`.
+
+    That turn may lock it before: the lock counts, and is free when both are undone. It reads what is committed, since
+    the commit has returned.
+    """
+
+    def unlocked(unlock: asyncio.Future[None]) -> None:
+        if not unlock.cancelled() and (error := unlock.exception()) is not None:
             # A lock that can't be given back would keep the session from every other worker.
             lane.abandon(f"an unlock failed: {error}")
+        then()
+
+    try:
+        unlock = lane.post(statements.UNLOCK, session_id)
+    except LaneLost:  # and with it the lock
+        then()
+    else:
+        unlock.add_done_callback(unlocked)
 
 
 async def _persistently(write: Callable[[], Awaitable[_T]]) -> _T:
