@@ -180,8 +180,9 @@ class TurnTaker:
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
         try:
             reply, body = await self._committed(claimed, executor, turn, outcome, timing)
-        except StatementRefused as error:
-            _log.error("result_refused_by_postgres", reason=str(error))
+        except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
+            _log.error("result_refused", reason=str(error), exc_info=error)
             turn = new_turn(request, claim.session, claim.history, attempt=number)
             unstorable = failed(InvalidResult("the result can't be stored"))
             reply = finished(request, turn, unstorable, number=None, timing=timing)

@@ -350,6 +350,13 @@ async def test_what_a_tool_raises_is_not_in_the_reply(talk: Talk) -> None:
     assert len(talk.asked()) == 1
 
 
+async def test_code_that_exits_ends_its_turn_and_not_the_worker(talk: Talk) -> None:
+    reply = await talk.ask("quits", Says("never asked for"))
+    assert await talk.failed_with(reply) == ("executor_failed", False)
+    another = Talk(talk.stage, talk.models)
+    assert (await another.ask("plain", Says("here")))["content"] == "here"
+
+
 async def test_a_model_is_told_that_a_tool_took_too_long_and_can_answer(talk: Talk) -> None:
     reply = await talk.ask("brisk_tools", Calls(("take_for_ever", {})), Says("without it, then"))
     assert (reply["status"], reply["content"]) == ("COMPLETED", "without it, then")

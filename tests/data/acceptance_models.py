@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, RunContext
@@ -72,6 +73,7 @@ everything = [
     Team(id="spared", model=_chat("main"), fallback_models=[_responses("spare")], model_retries=1),
     Team(id="few_requests", model=_chat("main"), tools=_tools, usage_limits=UsageLimits(request_limit=2)),
     Team(id="few_tokens", model=_chat("main"), tools=_tools, usage_limits=UsageLimits(total_tokens_limit=20)),
+    Team(id="quits", model=_chat("main"), instructions=lambda _: sys.exit("for good")),
     Team(id="hasty", model=_chat("main"), tools=_tools, timeout=2),
     Team(id="brisk_tools", model=_chat("main"), tools=_tools, tool_timeout=0.2),
     Team(id="structured", model=_chat("main"), output_type=City),

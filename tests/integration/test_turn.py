@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import asyncpg
+import pytest
 from pydantic import JsonValue
 
 from tests.support.broker import TestBroker
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
+from tests.unit.examples import nested
 from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.settings import Settings
@@ -104,3 +107,22 @@ async def test_a_request_without_a_slot_is_passed_on_in_order(settings: Settings
     turns = {message.message_id: json.loads(message.body)["turn"] for message in broker.replies}
     assert turns == {f"r{number}": number + 1 for number in range(10)}
     assert {message.correlation_id for message in broker.replies} == {f"c{number}" for number in range(10)}
+
+
+@pytest.mark.parametrize("left", [["x", "y"], [{"role": "tool", "content": nested(300)}] * 2], ids=["texts", "deep"])
+async def test_what_can_not_be_stored_of_a_turn_ends_it_once(
+    settings: Settings, broker: TestBroker, left: list[Any]
+) -> None:
+    taken: list[str] = []
+
+    @executor("careless", kind="team")
+    async def careless(turn: Turn) -> str:
+        taken.append(turn.run_id)
+        turn.messages.extend(left)
+        return "done"
+
+    async with worker_of(settings, careless):
+        run_id = await broker.ask("s1", "hi", team_id="careless")
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["error"]["code"]) == ("ERROR", "invalid_result")
+    assert taken == [run_id]

@@ -298,6 +298,21 @@ async def test_a_name_that_can_not_be_one_is_an_invalid_result_that_says_so(name
     assert reason in message
 
 
+async def test_what_jsonb_refuses_in_a_name_is_replaced() -> None:
+    assert (await _outcome(_naming("a\x00b\ud800"))).session_name == "a\ufffdb\ufffd"
+
+
+@pytest.mark.parametrize("count", [-5, 1.5, None, True, "5"])
+async def test_counts_that_are_none_are_an_invalid_result_and_not_summed_up(count: Any) -> None:
+    async def counts(turn: Turn) -> JsonValue:
+        turn.usage.input_tokens = count
+        return "fine"
+
+    turn = a_turn()
+    _assert_failed(await _outcome(counts, turn=turn), ErrorCode.INVALID_RESULT)
+    assert turn.usage.input_tokens == 0
+
+
 def _naming(name: Any) -> Any:
     async def names(turn: Turn) -> JsonValue:
         turn.session_name = name

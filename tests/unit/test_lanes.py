@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -59,6 +60,20 @@ async def test_statements_of_different_kinds_are_batched_apart_and_take_turns() 
         await settled(*first, *rest)
     assert postgres.batches == [["a"], ["b", "c"], ["x"]]
     assert postgres.texts == ["echo", "echo", "other"]
+
+
+async def test_a_batch_of_large_rows_is_limited_by_their_bytes_and_one_goes_however_large() -> None:
+    postgres = FakePostgres()
+    postgres.hold()
+    sized = replace(ECHO, bytes_of=lambda row: int(row) * 2**20)
+    async with running(postgres) as lane:
+        first = [asyncio.create_task(lane.submit(sized, "0"))]
+        await eventually(lambda: postgres.under_way == 1)
+        rest = [asyncio.create_task(lane.submit(sized, row)) for row in ("9", "1", "2", "1", "1", "9")]
+        await everything_that_can_run()
+        postgres.release()
+        await settled(*first, *rest)
+    assert postgres.batches == [["0"], ["9"], ["1", "2", "1"], ["1"], ["9"]]
 
 
 async def test_a_batch_is_limited_and_other_statements_go_in_between() -> None:

@@ -22,7 +22,7 @@ from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.unit.examples import a_past_run, a_request, a_turn, agent, everything_that_can_run, team
 from tests.unit.models import Recorded, failing, member, never_answering, prompts, responses, says, tasks, text
-from worker.errors import ModelFailed, TurnTimedOut, UsageLimitReached
+from worker.errors import ModelFailed, ToolFailed, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import new_turn
 from worker.executors.turn import Turn
 from worker.team.team import Team
@@ -266,6 +266,60 @@ async def test_a_request_limit_holds_for_members_whose_requests_are_under_way_at
     with pytest.raises(UsageLimitReached):
         await made.run(a_turn())
     assert len(asked.asked) <= 2
+
+
+@pytest.mark.parametrize("limits", [None, UsageLimits(request_limit=100)])
+async def test_a_limit_of_tool_calls_holds_within_a_nested_team_whatever_its_own_limits(
+    limits: UsageLimits | None,
+) -> None:
+    called: list[int] = []
+    many = ModelResponse(parts=[ToolCallPart("count", {}) for _ in range(10)])
+    inner = Team(
+        "inner",
+        responses(many, text("x")).model,
+        tools=[Tool(lambda: called.append(1), name="count")],
+        usage_limits=limits,
+    )
+    made = Team("t", says("sum"), members=[inner], mode="broadcast", usage_limits=UsageLimits(tool_calls_limit=3))
+    with pytest.raises(UsageLimitReached):
+        await made.run(a_turn())
+    assert not called
+
+
+@pytest.mark.parametrize("limits", [None, UsageLimits(request_limit=100)])
+async def test_a_limit_of_tokens_holds_for_the_last_answer_of_a_nested_team(limits: UsageLimits | None) -> None:
+    inner = Team("inner", responses(text("x", tokens=(10_000, 1))).model, usage_limits=limits)
+    leader = responses(ModelResponse(parts=[ToolCallPart("route_to_member", {"member_id": "inner"})]))
+    tokens = UsageLimits(total_tokens_limit=100)
+    with pytest.raises(UsageLimitReached):
+        await Team("t", leader.model, members=[inner], mode="route", usage_limits=tokens).run(a_turn())
+
+
+async def test_the_time_of_the_leader_s_tools_is_not_that_of_its_members() -> None:
+    async def slowly(_: list[ModelMessage], __: AgentInfo) -> ModelResponse:
+        await asyncio.sleep(0.3)
+        return text("found")
+
+    leader = responses(tasks(("m", "x")), text("done"))
+    turn = a_turn()
+    await Team("t", leader.model, members=[member("m", FunctionModel(slowly))], tool_timeout=0.1).run(turn)
+    assert [(run.status, run.content) for run in turn.member_runs] == [(RunStatus.COMPLETED, "found")]
+
+
+@pytest.mark.parametrize("tolerant", [True, False])
+async def test_a_tool_that_awaited_what_was_cancelled_has_failed(*, tolerant: bool) -> None:
+    async def tool() -> str:
+        raise asyncio.CancelledError
+
+    calling = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("x"))
+    broken = Agent(calling.model, name="broken", deps_type=Turn, tools=[tool])
+    leader = responses(tasks(("broken", "x")), text("done"))
+    made = Team("t", leader.model, members=[broken], tolerate_member_failures=tolerant)
+    if tolerant:
+        assert await made.run(a_turn()) == "done"
+    else:
+        with pytest.raises(ToolFailed):
+            await made.run(a_turn())
 
 
 async def test_a_nested_team_has_a_state_to_begin_with_of_its_own() -> None:

@@ -12,12 +12,13 @@ import pytest
 from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo
-from pydantic_ai.toolsets import DynamicToolset, FunctionToolset
+from pydantic_ai.toolsets import AbstractToolset, DynamicToolset, FunctionToolset
+from pydantic_ai.toolsets.abstract import ToolsetTool
 from typing_extensions import override
 
 from tests.unit.examples import a_request, a_session, a_turn
 from tests.unit.models import Recorded, member, responses, responses_so_far, says, tasks, text
-from worker.errors import InvalidResult
+from worker.errors import InvalidResult, ToolFailed
 from worker.executors.attempt import new_turn
 from worker.executors.turn import Turn
 from worker.team.team import Team
@@ -317,6 +318,44 @@ async def test_nothing_is_lost_where_some_tools_run_in_threads_and_others_do_not
     turn = a_turn()
     await Team("t", leader.model, tools=[in_thread, on_the_loop]).run(turn)
     assert turn.session_state == {"count": 60}
+
+
+class _Unreliable(AbstractToolset[Turn]):
+    """A toolset of a server that comes and goes."""
+
+    def __init__(self, **raises: Exception) -> None:
+        self._raises = raises
+
+    @property
+    @override
+    def id(self) -> str | None:
+        return None
+
+    @override
+    async def __aexit__(self, *_: object) -> None:
+        if "closed" in self._raises:
+            raise self._raises["closed"]
+
+    @override
+    async def get_tools(self, ctx: RunContext[Turn]) -> dict[str, ToolsetTool[Turn]]:
+        if "listed" in self._raises:
+            raise self._raises["listed"]
+        return {}
+
+    @override
+    async def call_tool(self, *_: Any) -> Any:
+        raise AssertionError("it has none")
+
+
+async def test_an_answer_is_not_lost_for_a_toolset_that_can_not_be_closed() -> None:
+    made = Team("t", says("x"), toolsets=[_Unreliable(closed=ConnectionError("gone"))])
+    assert await made.run(a_turn()) == "x"
+
+
+async def test_a_toolset_that_can_not_list_its_tools_is_worth_another_try() -> None:
+    with pytest.raises(ToolFailed, match="_Unreliable could not be reached") as failed:
+        await Team("t", says("x"), toolsets=[_Unreliable(listed=ConnectionError("gone"))]).run(a_turn())
+    assert failed.value.is_retryable
 
 
 async def test_a_toolset_that_a_function_returns_again_is_entered_once_a_run() -> None:

@@ -14,7 +14,7 @@ from pydantic_ai import Agent, Tool
 from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import ModelResponse, ToolCallPart
 from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.usage import UsageLimits
+from pydantic_ai.usage import RequestUsage, UsageLimits
 from structlog.testing import capture_logs
 
 from schemas.errors import ErrorCode
@@ -199,6 +199,29 @@ async def test_a_tool_that_raises_has_a_code_of_its_own() -> None:
     leader = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("done"))
     error = await _failure(_team("t", leader.model, tools=[Tool(tool)]))
     assert (error.code, _SECRET in error.message) == (ErrorCode.TOOL_FAILED, False)
+
+
+async def test_a_tool_whose_result_no_model_can_be_told_has_failed() -> None:
+    leader = responses(ModelResponse(parts=[ToolCallPart("tool", {})]), text("done"))
+    error = await _failure(_team("t", leader.model, tools=[Tool(lambda: {"a": object()}, name="tool")]))
+    assert (error.code, "'tool'" in error.message) == (ErrorCode.TOOL_FAILED, True)
+
+
+@pytest.mark.parametrize("odd", ["x\ud800y", {"a": "x\ud800y"}, ["x\ud800y"]], ids=["text", "object", "list"])
+async def test_what_utf_8_can_not_carry_is_replaced_in_what_tools_are_given_and_return(odd: Any) -> None:
+    call = ToolCallPart("tool", {"given": odd})
+    leader = responses(ModelResponse(parts=[call], usage=RequestUsage(input_tokens=1)), text("done"))
+    seen: list[Any] = []
+
+    async def tool(given: Any) -> Any:
+        seen.append(given)
+        return odd
+
+    turn = a_turn()
+    assert await _team("t", leader.model, tools=[tool]).run(turn) == "done"
+    assert "\ud800" not in str(seen)
+    assert "\ud800" not in str(turn.messages)
+    assert "x\ufffdy" in str(turn.messages)
 
 
 async def exits() -> str:

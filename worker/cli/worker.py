@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import structlog
 import typer
 
+from worker.cli.event_loop import run
 from worker.cli.schema import migrate_schema
 from worker.cli.supervisor import SUPERVISED, Supervisor
 from worker.executors.registry import Executors, load_executors
@@ -49,7 +50,7 @@ def worker(
         _log.warning("setting_without_effect", name=name)
     executors = load_executors(settings.teams)
     try:
-        asyncio.run(_work(settings, executors, migrating=migrate))
+        run(_work(settings, executors, migrating=migrate))
     except asyncio.CancelledError:
         _log.warning("worker_stopped_at_once", consequence="what it had started runs elsewhere")
         raise typer.Exit(1) from None

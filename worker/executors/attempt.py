@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ from pydantic import JsonValue
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
 from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
-from worker.executors.json_values import MAX_STATE_BYTES, as_json, json_text
+from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
 from worker.executors.steps import Steps
-from worker.executors.turn import Executor, PastRun, SharedSession, Turn
+from worker.executors.turn import Executor, PastRun, SharedSession, Turn, Usage
 from worker.sessions.claim import SessionRow
 
 _CANCELLATION_SECONDS: Final = 2.0
@@ -109,6 +109,9 @@ async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnF
     if len(json_text(state)) > MAX_STATE_BYTES:
         raise InvalidResult(f"the session state is larger than {MAX_STATE_BYTES} bytes")
     named = _name_to_store(turn.session_name, name_before)
+    if not all(type(count) is int and count >= 0 for count in astuple(turn.usage)):
+        turn.usage = Usage()  # a session's sums are made of it
+        raise InvalidResult("the counts of turn.usage must be whole numbers, 0 or more")
     return Outcome(RunStatus.COMPLETED, content=content, session_state=state, session_name=named)
 
 
@@ -120,7 +123,7 @@ def _name_to_store(name: object, before: str | None) -> str | None:
         raise InvalidResult(f"the session name must be a str, and is {type(name).__name__}")
     if not 0 < len(name) <= _LONGEST_NAME_CHARACTERS:
         raise InvalidResult(f"the session name has {len(name)} characters, and not 1 to {_LONGEST_NAME_CHARACTERS}")
-    return name
+    return str(clean(name))
 
 
 async def _run(executor: Executor, turn: Turn) -> JsonValue:

@@ -20,6 +20,8 @@ MAX_STATE_BYTES: Final = 4 * 2**20
 """How large a session's state or metadata may become: each turn reads and writes all of it."""
 MAX_VALUES: Final = 100_000
 """How many values, nested ones included, one from outside may hold: each costs the event loop about a microsecond."""
+_ENDLESS: Final = 900
+"""Levels: past what Python's own encoder takes."""
 _LARGEST_INTEGER: Final = 10**4300
 """Python refuses to print integers of more than 4,300 digits; nobody counts that far."""
 _encoded: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
@@ -63,6 +65,15 @@ def clean(value: Any, *, levels: int = MAX_LEVELS, most: int | None = MAX_VALUES
     if containers > levels or (most is not None and containers + text.count(",") > most):
         _check_size(plain, levels, most)
     return _walked(plain, levels) if "\\u0000" in text else plain
+
+
+def cleaned_json(value: Any) -> Any:  # noqa: ANN401 - any value
+    """Return a value that is JSON as jsonb takes it; whatever else it is, as it is."""
+    try:
+        _encoded(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
+    return clean(value, levels=_ENDLESS, most=None)
 
 
 def _check_size(plain: JsonValue, levels: int, most: int | None) -> None:

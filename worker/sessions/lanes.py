@@ -32,6 +32,8 @@ _PONG_SECONDS: Final = 5.0
 _STATEMENT_SECONDS: Final = 40.0
 """Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
 _LARGEST_BATCH: Final = 256
+_LARGEST_BATCH_BYTES: Final = 4 * 2**20
+"""A worker's membership waits on the lane as well: 14 commits of 12 MB at once cost it its partitions."""
 _BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
 words (idle_session_timeout) and the end of the connection."""
@@ -57,6 +59,8 @@ class Statement(Generic[Row, Result]):
     """The statement, with its arguments, that takes back what is left of a failed one: a lock outlives a rollback."""
     droppable: bool = False
     """Whether a row need not be run any more once its caller is cancelled."""
+    bytes_of: Callable[[Row], int] = lambda _: 0
+    """About how large a row is, where one can be large."""
 
 
 @dataclass(slots=True)
@@ -127,10 +131,11 @@ class LaneConnection:
     def _next_batch(self) -> tuple[Statement[Any, Any], list[_Submitted]]:
         name = next(iter(self._waiting))
         statement, submitted = self._waiting.pop(name)
-        if len(submitted) > _LARGEST_BATCH:
+        number = _as_many_as_fit(statement, submitted)
+        if number < len(submitted):
             # The rest goes to the end: other statements have their turn in between.
-            self._waiting[name] = (statement, submitted[_LARGEST_BATCH:])
-        batch = submitted[:_LARGEST_BATCH]
+            self._waiting[name] = (statement, submitted[number:])
+        batch = submitted[:number]
         if statement.droppable:
             batch = [one for one in batch if not one.result.cancelled()]
         self._under_way = batch
@@ -193,6 +198,16 @@ class LaneConnection:
         for one in (*self._under_way, *waiting):
             _settle([one], [LaneLost(reason)])
         self._waiting.clear()
+
+
+def _as_many_as_fit(statement: Statement[Any, Any], submitted: Sequence[_Submitted]) -> int:
+    """Return how many of the first rows make a batch: one at least, however large it is."""
+    size_bytes = 0
+    for number, one in enumerate(submitted[:_LARGEST_BATCH]):
+        size_bytes += statement.bytes_of(one.row)
+        if number and size_bytes > _LARGEST_BATCH_BYTES:
+            return number
+    return min(len(submitted), _LARGEST_BATCH)
 
 
 def _settle(batch: Sequence[_Submitted], results: Sequence[object]) -> None:

@@ -236,7 +236,11 @@ CLAIM: Final = Statement[ClaimRow, Claim](
     droppable=True,
 )
 COMMIT: Final = Statement[CommitRow, CommitOutcome](
-    name="commit", text=sql.COMMIT_TURNS, arguments=_commit_arguments, results=_outcomes
+    name="commit",
+    text=sql.COMMIT_TURNS,
+    arguments=_commit_arguments,
+    results=_outcomes,
+    bytes_of=lambda row: len(row.reply),
 )
 STORE_RECEIPT: Final = Statement[ReceiptRow, None](
     name="store_receipt",

@@ -80,7 +80,8 @@ class Summaries:
             except (StoreUnavailable, StatementRefused, TimeoutError) as error:
                 _log.warning("summary_not_written", reason=f"{type(error).__name__}: {error}", consequence=_LATER)
             except Exception as error:  # noqa: BLE001 - whatever a model or a provider's library raises costs this one only
-                _log.warning("summary_not_written", reason=type(error).__name__, consequence=_LATER, exc_info=error)
+                # Not its text, nor its traceback: a provider's may quote keys and users.
+                _log.warning("summary_not_written", reason=type(error).__name__, consequence=_LATER)
 
     async def _bring_up_to_date(self, session_id: str, summarizer: Summarizer) -> None:
         written, rejected, most, left_out = 0, 0, MOST_RUNS_SUMMARIZED, None

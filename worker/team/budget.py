@@ -83,6 +83,24 @@ class Budget:
             for level in levels:
                 level.under_way -= 1
 
+    def check_answer(self, tool_calls: int) -> None:
+        """Raise UsageLimitExceeded if an answer, with so many tool calls to make, exceeds a limit of a level above.
+
+        To this level's, pydantic-ai sees itself.
+        """
+        above = self.above
+        while above is not None:
+            total, limits = above.total(), above.limits or UsageLimits()
+            total.tool_calls += tool_calls
+            try:
+                with above.noticing():
+                    limits.check_tokens(total)
+                    limits.check_before_tool_call(total)
+            except UsageLimitExceeded:
+                self.usage.requests += 1  # pydantic-ai has not come to count it
+                raise
+            above = above.above
+
     def total(self) -> RunUsage:
         """Return what this level has used, with the nested ones that run now."""
         total = copy(self.usage)
@@ -94,10 +112,16 @@ class Budget:
         """Raise UsageLimitExceeded if another request would exceed a limit of this level."""
         total, limits = self.total(), self.limits or UsageLimits()
         total.requests += self.under_way
-        try:
+        with self.noticing():
             limits.check_before_request(total)
             limits.check_tokens(total)
             limits.check_before_tool_call(total)
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        """Remember that a limit of this level was exceeded, if it is."""
+        try:
+            yield
         except UsageLimitExceeded:
             self.was_exceeded = True
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,14 +16,23 @@ import structlog
 from pydantic_ai import ModelRetry, RunContext
 from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler, WrapToolExecuteHandler
 from pydantic_ai.exceptions import AgentRunError, RetryModelRequest
-from pydantic_ai.messages import ModelResponse, ModelResponsePart, TextPart, ThinkingPart, ToolCallPart
+from pydantic_ai.messages import (
+    ModelResponse,
+    ModelResponsePart,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+    ToolReturn,
+    ToolReturnPart,
+)
 from pydantic_ai.models import ModelRequestContext
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset
 from typing_extensions import override
 
+from worker.cancellation import was_cancelled
 from worker.errors import ToolFailed, TurnFailed
-from worker.executors.json_values import clean
+from worker.executors.json_values import clean, cleaned_json
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
 from worker.team.toolsets import guarded
@@ -55,8 +63,13 @@ class TurnHooks(AbstractCapability[Any]):
         self, ctx: RunContext[Any], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
     ) -> ModelResponse:
         budget = Budget.current()
-        with nullcontext() if budget is None else budget.request():
+        if budget is None:
             return await handler(request_context)
+        with budget.request():
+            response = await handler(request_context)
+        outputs = {tool.name for tool in request_context.model_request_parameters.output_tools}
+        budget.check_answer(sum(call.tool_name not in outputs for call in response.tool_calls))
+        return response
 
     @override
     async def on_model_request_error(
@@ -103,9 +116,12 @@ class TurnHooks(AbstractCapability[Any]):
     ) -> Any:
         try:
             return await handler(args)
-        except (Exception, asyncio.CancelledError, GeneratorExit):
+        except (Exception, GeneratorExit):
             raise
-        except BaseException as error:  # sys.exit() in a task of pydantic-ai's would end the worker
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and was_cancelled():
+                raise
+            # The tool awaited something that was cancelled, or it called sys.exit().
             raise _tool_failed(tool_def.name, error) from error
 
     @override
@@ -118,7 +134,14 @@ class TurnHooks(AbstractCapability[Any]):
         args: dict[str, Any],
         result: Any,
     ) -> Any:
-        return clean(result) if isinstance(result, str) else result
+        if isinstance(result, ToolReturn):
+            return result
+        cleaned = cleaned_json(result)
+        try:
+            ToolReturnPart(tool_def.name, content=cleaned).model_response_str()
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _tool_failed(tool_def.name, error) from error
+        return cleaned
 
     @override
     async def on_tool_execute_error(
@@ -151,8 +174,8 @@ def _cleaned(part: ModelResponsePart) -> ModelResponsePart:
         case TextPart() | ThinkingPart():
             content = str(clean(part.content))
             return part if content == part.content else replace(part, content=content)
-        case ToolCallPart(args=str() as args):
-            cleaned = str(clean(args))
+        case ToolCallPart(args=str() | dict() as args):
+            cleaned: Any = cleaned_json(args)
             return part if cleaned == args else replace(part, args=cleaned)
         case _:
             return part

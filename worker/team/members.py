@@ -17,6 +17,7 @@ from pydantic_ai.models import Model
 from schemas.ids import SessionType, Target
 from schemas.replies import RunStatus
 from schemas.requests import Input
+from worker.cancellation import was_cancelled
 from worker.errors import ExecutorFailed, TurnFailed
 from worker.executors.arguments import target_of
 from worker.executors.json_values import as_json
@@ -103,9 +104,12 @@ async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> 
     try:
         run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
         run.status = RunStatus.COMPLETED
-    except (asyncio.CancelledError, GeneratorExit):
+    except GeneratorExit:
         raise
-    except BaseException as error:  # sys.exit() in a task of its own would end the worker
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and was_cancelled():
+            raise
+        # Whatever else it is: sys.exit(), or the cancellation of something that it awaited.
         run.status = RunStatus.ERROR
         run.error = failure_of(str(member.target), error)
         raise run.error from error

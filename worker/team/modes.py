@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -69,8 +70,9 @@ def delegation_tools(members: Members) -> list[Tool[Turn]]:
         runs = await members.run_all(task, context.deps, _budget(context), call=context.tool_call_id or "")
         return told(runs)
 
-    marked = {DELEGATES: True}
-    return [Tool(tool, metadata=marked) for tool in (delegate_task, delegate_to_all)] if members.by_id else []
+    # The leader's tool_timeout is for its tools; members have their own time.
+    given: dict[str, Any] = {"metadata": {DELEGATES: True}, "timeout": math.inf}
+    return [Tool(tool, **given) for tool in (delegate_task, delegate_to_all)] if members.by_id else []
 
 
 def _no_such_member(member_id: str, members: Mapping[str, Member]) -> str:

@@ -12,12 +12,13 @@ from typing import Any, Final, Self
 
 import structlog
 from pydantic_ai import RunContext
+from pydantic_ai.exceptions import AgentRunError, UserError
 from pydantic_ai.toolsets import AbstractToolset, DynamicToolset, FunctionToolset, ToolsetFunc, WrapperToolset
 from pydantic_ai.toolsets.abstract import ToolsetTool
 from pydantic_ai.toolsets.function import FunctionToolsetTool
 from typing_extensions import override
 
-from worker.errors import ToolFailed
+from worker.errors import ToolFailed, TurnFailed
 from worker.executors.turn import Turn
 
 DELEGATES: Final = "teamturn_delegates"
@@ -65,9 +66,28 @@ class _Reached(WrapperToolset[Turn]):
         try:
             await self.wrapped.__aenter__()
         except Exception as error:
-            _log.error("toolset_unreachable", toolset=self.wrapped.label, exc_info=error)
-            raise ToolFailed(f"the {type(self.wrapped).__name__} could not be reached", retryable=True) from error
+            raise self._unreachable(error) from error
         return self
+
+    @override
+    async def __aexit__(self, *raised: object) -> None:
+        try:
+            await self.wrapped.__aexit__(*raised)
+        except Exception as error:  # noqa: BLE001 - what was found with it is not lost for it
+            _log.warning("toolset_not_closed", toolset=self.wrapped.label, exc_info=error)
+
+    @override
+    async def get_tools(self, ctx: RunContext[Turn]) -> dict[str, ToolsetTool[Turn]]:
+        try:
+            return await self.wrapped.get_tools(ctx)
+        except (TurnFailed, AgentRunError, UserError):
+            raise
+        except Exception as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ToolFailed:
+        _log.error("toolset_unreachable", toolset=self.wrapped.label, exc_info=error)
+        return ToolFailed(f"the {type(self.wrapped).__name__} could not be reached", retryable=True)
 
 
 @dataclass

@@ -55,13 +55,20 @@ def _asked(part: ModelRequestPart) -> JsonObject | None:
     if isinstance(part, ToolReturnPart):
         return {
             "role": "tool",
-            "content": _cut(part.model_response_str()),
+            "content": _cut(_returned(part)),
             "tool_call_id": part.tool_call_id,
             "tool_name": part.tool_name,
             "tool_call_error": part.outcome != "success",
         }
     # What pydantic-ai told the model itself, about output that did not validate, say: no user said it.
     return None
+
+
+def _returned(part: ToolReturnPart) -> str:
+    try:
+        return part.model_response_str()
+    except (ValueError, TypeError, RecursionError):
+        return f"[{type(part.content).__name__}]"
 
 
 def _text(content: str | Sequence[UserContent]) -> str:
