@@ -11,6 +11,7 @@ from typing import TypeVar
 import structlog
 
 import sql
+from worker.broker import CLOSE_LIMIT_SECONDS
 from worker.broker import connect as connect_broker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
@@ -67,7 +68,8 @@ class Worker:
         _log.info("worker_draining", requests=len(self.mailboxes), limit_seconds=self.settings.drain_timeout)
         for task in self.consuming:
             task.cancel()
-        await asyncio.gather(*self.consuming, return_exceptions=True)
+        # Not for ever: a cancellation that a library swallows must not keep started turns from their time.
+        await asyncio.wait(self.consuming, timeout=CLOSE_LIMIT_SECONDS)
         await self.fleet.leave()
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import math
+from collections.abc import Callable, Coroutine
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
@@ -72,11 +73,15 @@ async def attempt(
     It never raises for what the executor did. `now` is the database's time, by which the deadline is judged.
     """
     seconds = limit.total_seconds()
-    late: TurnFailed = TurnTimedOut(f"the turn ran longer than {seconds:g} s")
-    if deadline is not None and (left := (deadline - now).total_seconds()) < seconds:
-        seconds, late = max(left, 0.0), DeadlineExceeded("the deadline passed while the turn ran")
+    left = math.inf if deadline is None else (deadline - now).total_seconds()
+
+    def late() -> TurnFailed:
+        if left < seconds:
+            return DeadlineExceeded("the deadline passed while the turn ran")
+        return TurnTimedOut(f"the turn ran longer than {seconds:g} s")
+
     try:
-        return await _completed(executor, turn, seconds, late)
+        return await _completed(executor, turn, max(min(left, seconds), 0.0), late)
     except TurnFailed as error:
         return failed(error)
     except asyncio.CancelledError as error:
@@ -99,7 +104,7 @@ def failed(error: TurnFailed) -> Outcome:
     return Outcome(RunStatus.ERROR, content=None, session_state=None, error=error)
 
 
-async def _completed(executor: Executor, turn: Turn, seconds: float, late: TurnFailed) -> Outcome:
+async def _completed(executor: Executor, turn: Turn, seconds: float, late: Callable[[], TurnFailed]) -> Outcome:
     name_before = turn.session_name
     answer = await _within(seconds, _run(executor, turn), late)
     content = as_json(answer, what="the answer")
@@ -137,7 +142,7 @@ async def _run(executor: Executor, turn: Turn) -> JsonValue:
         raise ExecutorFailed(f"{executor.target} raised {type(error).__name__}") from error
 
 
-async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late: TurnFailed) -> JsonValue:
+async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late: Callable[[], TurnFailed]) -> JsonValue:
     """Await an executor for so long. The limit is a hard one: users' code that ignores its cancellation is left behind.
 
     A task of its own is what makes that possible; its end is then nobody's business.
@@ -147,7 +152,7 @@ async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late:
         await asyncio.wait([task], timeout=seconds)
         if task.done():
             return task.result()
-        raise late
+        raise late()
     finally:
         if not task.done():
             task.cancel()

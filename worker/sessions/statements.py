@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -142,7 +141,7 @@ def _commit_arguments(rows: Sequence[CommitRow]) -> Sequence[Any]:
         }
         for position, row in enumerate(rows, start=1)
     ]
-    return [json.dumps(turns, ensure_ascii=False), [row.reply for row in rows]]
+    return [to_json(turns).decode(), [row.reply for row in rows]]
 
 
 def _outcomes(rows: Sequence[CommitRow], records: Sequence[asyncpg.Record]) -> Sequence[CommitOutcome | Exception]:
@@ -160,7 +159,7 @@ class ReceiptRow:
 
 def _receipt_arguments(rows: Sequence[ReceiptRow]) -> Sequence[Any]:
     entries = [row.receipt | {"position": position} for position, row in enumerate(rows, start=1)]
-    return [json.dumps(entries, ensure_ascii=False), [row.reply for row in rows]]
+    return [to_json(entries).decode(), [row.reply for row in rows]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +262,7 @@ RUNS_TO_SUMMARIZE: Final = Statement[UnsummarizedRow, Unsummarized | None](
 STORE_SUMMARY: Final = Statement[SummaryRow, None](
     name="store_summary",
     text=sql.STORE_SUMMARIES,
-    arguments=lambda rows: [json.dumps([asdict(row) for row in rows], ensure_ascii=False)],
+    arguments=lambda rows: [to_json([asdict(row) for row in rows]).decode()],
     results=lambda rows, _records: [None] * len(rows),
 )
 UNLOCK: Final = Statement[str, None](
