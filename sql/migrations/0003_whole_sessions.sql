@@ -38,16 +38,53 @@ begin
 end;
 $$;
 
--- What a turn is shown of a run; the rest of it can be large. One row, of nulls for what is no object.
--- Each "->" would unpack all of it: three runs of 3.4 MB took 8 ms, and take 2. As a table it is inlined.
-create function run_as_history(run_data jsonb) returns table (shown jsonb)
+-- What a turn is shown of a run, and how long that is as text; the rest of the run can be large. One row, of nulls for
+-- what is no object. Each "->" would unpack all of it: three runs of 3.4 MB took 8 ms, and take 2. As a table it is
+-- inlined; without the offset, what is shown would be made twice.
+create function run_as_history(run_data jsonb) returns table (shown jsonb, bytes integer)
 language sql immutable
 as $$
-    select jsonb_build_object(
-        'run_id', run.run_id, 'input', run.input, 'content', run.content, 'created_at', run.created_at
-    )
-    from jsonb_to_record(jsonb_path_query_first(run_data, 'strict $ ? (@.type() == "object")'))
-        as run (run_id jsonb, input jsonb, content jsonb, created_at jsonb);
+    select history.shown, octet_length(history.shown::text)
+    from (
+        select jsonb_build_object(
+            'run_id', run.run_id, 'input', run.input, 'content', run.content, 'created_at', run.created_at
+        ) as shown
+        from jsonb_to_record(jsonb_path_query_first(run_data, 'strict $ ? (@.type() == "object")'))
+            as run (run_id jsonb, input jsonb, content jsonb, created_at jsonb)
+        offset 0
+    ) as history;
+$$;
+
+-- The last completed runs of a session, oldest first: at most `most` (null: all), and as many as fit into so many
+-- bytes, though one at least. A jsonb array of more than 256 MB is an error, and the session would be lost for good.
+-- A loop over a cursor fetches one row at a time: what does not fit any more is not unpacked.
+create function last_runs_within(of_session varchar, most bigint, most_bytes bigint) returns jsonb
+language plpgsql stable
+as $$
+declare
+    newest_first cursor for
+        select run_as.shown, run_as.bytes
+        from (
+            select completed.run_data, completed.run_index, completed.created_at, completed.run_id
+            from agno_runs as completed
+            where completed.session_id = of_session
+              and completed.status = 'COMPLETED'
+              and completed.parent_run_id is null
+            order by completed.run_index desc, completed.created_at desc, completed.run_id desc
+            limit most
+        ) as run,
+        run_as_history(run.run_data) as run_as
+        order by run.run_index desc, run.created_at desc, run.run_id desc;
+    bytes bigint := 0;
+    runs jsonb[] := '{}';
+begin
+    for run in newest_first loop
+        bytes := bytes + run.bytes;
+        exit when bytes > most_bytes and runs <> '{}';
+        runs := array_prepend(run.shown, runs);
+    end loop;
+    return to_jsonb(runs);
+end;
 $$;
 
 -- Locks the sessions of some requests and reads what each turn needs. One row a request, in no given order.
@@ -109,7 +146,16 @@ begin
         session.metadata,
         case when request.summarized then session.summary end,
         session.turn_seq,
-        last_runs.history
+        case when receipt.run_id is null and session.session_id is not null then last_runs_within(
+            session.session_id,
+            history_length(
+                session.session_id,
+                request.history_runs,
+                summarized_up_to(session.summary, session.summary_run_index),
+                coalesce(request.summarized, false)  -- a worker of before this migration does not say
+            ),
+            16 * 1024 * 1024  -- as much as a reply or two: a turn's worker parses it while others wait
+        ) end
     from jsonb_to_recordset(requests) as request (
         "position" integer, run_id varchar, session_id varchar, history_runs bigint, summarized boolean
     )
@@ -123,25 +169,7 @@ begin
     ) as same_run on true
     left join lateral (
         select * from agno_sessions as stored where stored.session_id = request.session_id limit 1
-    ) as session on request."position" = any (held)
-    left join lateral (
-        select jsonb_agg(run_as.shown order by run.run_index, run.created_at, run.run_id) as history
-        from (
-            select completed.run_data, completed.run_index, completed.created_at, completed.run_id
-            from agno_runs as completed
-            where completed.session_id = session.session_id
-              and completed.status = 'COMPLETED'
-              and completed.parent_run_id is null
-            order by completed.run_index desc, completed.created_at desc, completed.run_id desc
-            limit history_length(
-                session.session_id,
-                request.history_runs,
-                summarized_up_to(session.summary, session.summary_run_index),
-                coalesce(request.summarized, false)  -- a worker of before this migration does not say
-            )
-        ) as run,
-        run_as_history(run.run_data) as run_as
-    ) as last_runs on receipt.run_id is null;
+    ) as session on request."position" = any (held);
 end;
 $$;
 
@@ -294,10 +322,52 @@ $$;
 
 drop function merge_session_data(jsonb, jsonb, jsonb);
 
+-- Of the last `reach` completed runs of a session after a run_index, the oldest `most`, oldest first, and the run_index of
+-- each: as many as fit into so many bytes, though one at least. As above, what does not fit is not unpacked.
+create function runs_after(
+    of_session varchar, after_index bigint, reach bigint, most bigint, most_bytes bigint,
+    out runs jsonb, out run_indexes bigint[]
+)
+language plpgsql stable
+as $$
+declare
+    oldest_first cursor for
+        select run_as.shown, run_as.bytes, run.run_index
+        from (
+            select later.run_data, later.run_index
+            from (
+                select completed.run_data, completed.run_index
+                from agno_runs as completed
+                where completed.session_id = of_session
+                  and completed.run_index > after_index
+                  and completed.status = 'COMPLETED'
+                  and completed.parent_run_id is null
+                order by completed.run_index desc
+                limit reach
+            ) as later
+            order by later.run_index
+            limit most
+        ) as run,
+        run_as_history(run.run_data) as run_as
+        order by run.run_index;
+    bytes bigint := 0;
+    fitting jsonb[] := '{}';
+begin
+    run_indexes := '{}';
+    for run in oldest_first loop
+        bytes := bytes + run.bytes;
+        exit when bytes > most_bytes and fitting <> '{}';
+        fitting := array_append(fitting, run.shown);
+        run_indexes := array_append(run_indexes, run.run_index);
+    end loop;
+    runs := to_jsonb(fitting);
+end;
+$$;
+
 -- Reads what the summaries of some sessions lack. One row a session that exists, in no given order: of the last
 -- `reach` completed runs after those that a summary covers, the oldest `most`, and the run_index of each.
 --   entries: [{"position", "session_id", "after" (null: only what is covered is left out, else up to it)}]
---   most_bytes: of the runs as they are stored, though one at least
+--   most_bytes: of the runs as they are shown, though one at least
 create function runs_to_summarize(entries jsonb, most bigint, reach bigint, most_bytes bigint)
 returns table ("position" integer, summary jsonb, runs jsonb, run_indexes bigint[])
 language sql stable
@@ -305,32 +375,10 @@ as $$
     select entry."position", session.summary, later.runs, later.run_indexes
     from jsonb_to_recordset(entries) as entry ("position" integer, session_id varchar, "after" bigint),
     lateral (select * from agno_sessions as stored where stored.session_id = entry.session_id limit 1) as session,
-    lateral (
-        select
-            jsonb_agg(run_as.shown order by run.run_index) as runs,
-            array_agg(run.run_index order by run.run_index) as run_indexes
-        from (
-            select
-                uncovered.*,
-                sum(pg_column_size(uncovered.run_data))
-                    over (order by uncovered.run_index rows between unbounded preceding and 1 preceding) as bytes_before
-            from (
-                select completed.run_data, completed.run_index
-                from agno_runs as completed
-                where completed.session_id = session.session_id
-                  and completed.run_index > greatest(
-                      summarized_up_to(session.summary, session.summary_run_index), entry."after"
-                  )
-                  and completed.status = 'COMPLETED'
-                  and completed.parent_run_id is null
-                order by completed.run_index desc
-                limit reach
-            ) as uncovered
-            order by uncovered.run_index
-            limit most
-        ) as run,
-        run_as_history(run.run_data) as run_as
-        where coalesce(run.bytes_before, 0) < most_bytes
+    lateral runs_after(
+        session.session_id,
+        greatest(summarized_up_to(session.summary, session.summary_run_index), entry."after"),
+        reach, most, most_bytes
     ) as later;
 $$;
 

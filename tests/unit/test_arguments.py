@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.concurrency import ConcurrencyLimiter
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import UsageLimits
 
@@ -85,6 +86,8 @@ _WRONG: list[tuple[str, object, str]] = [
     *[("session_state", wrong, "a dict of JSON values") for wrong in (["a"], "a", 5)],
     ("session_state", {"a": object()}, "session_state['a'] is a JSON value, not object"),
     ("session_state", {"a": math.nan}, "session_state['a'] is a JSON value, not nan"),
+    ("session_state", dict.fromkeys("ab", "x" * 2**21), "session_state is larger than 4194304 bytes"),
+    ("session_state", dict.fromkeys("ab", [0] * 60_000), "session_state has more than 100,000 values"),
     *[("name", wrong, "None or text") for wrong in (5, b"n", ["n"])],
     ("description", 5, "None or text, not 5"),
     *[("mode", wrong, "'coordinate' or 'route' or 'broadcast'") for wrong in (None, ["route"], "Route")],
@@ -198,6 +201,32 @@ def test_a_tool_with_the_name_of_one_of_ours_is_a_value_error(make: Callable[[],
 
 def test_a_tool_may_have_the_name_of_one_of_ours_that_the_team_has_not() -> None:
     Team("t", TestModel(), tools=[update_session_state, delegate_task])
+
+
+_AGENT_WITH_TWO = Agent(TestModel(), name="a", tools=[delegate_task], toolsets=[FunctionToolset([delegate_task])])
+_TWICE: list[Callable[[], object]] = [
+    partial(Team, "t", TestModel(), tools=[delegate_task, Tool(delegate_task)]),
+    partial(Team, "t", TestModel(), tools=[delegate_task], toolsets=[FunctionToolset([delegate_task])]),
+    partial(Team, "t", TestModel(), toolsets=[FunctionToolset([delegate_task]), FunctionToolset([delegate_task])]),
+    partial(Team, "t", TestModel(), members=[_AGENT_WITH_TWO]),
+    partial(SingleAgent, _AGENT_WITH_TWO),
+]
+
+
+@pytest.mark.parametrize("make", _TWICE, ids=range(len(_TWICE)))
+def test_two_tools_of_one_name_are_a_value_error(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"^(team|agent) '[ta]'.*: two tools have the name 'delegate_task'"):
+        make()
+
+
+def test_two_tools_of_one_name_may_be_there_in_turns() -> None:
+    """Which of them is there is decided before each request, by their `prepare`."""
+    sometimes = Tool(delegate_task, prepare=_never)
+    Team("t", TestModel(), toolsets=[FunctionToolset([sometimes]), FunctionToolset([delegate_task])])
+
+
+async def _never(_context: RunContext[Turn], _tool: ToolDefinition) -> None:
+    return None
 
 
 _PLACES: list[tuple[str, Callable[[Agent[Any, str]], object]]] = [

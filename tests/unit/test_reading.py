@@ -46,6 +46,7 @@ def _code(body: bytes, message_id: str | None = None, *, limit: int = _LIMIT) ->
         pytest.param(b"\xff\xfe", id="no UTF-8"),
         pytest.param(a_body().decode().encode("utf-16"), id="UTF-16"),
         pytest.param(a_body().replace(b"hello", b"h\xe9llo"), id="Latin-1"),
+        pytest.param(a_body().replace(b"hello", b"a\\ud800b"), id="a lone surrogate"),
         pytest.param(b"[]", id="an array"),
         pytest.param(b'"text"', id="a string"),
         pytest.param(b"null", id="null"),

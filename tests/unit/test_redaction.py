@@ -36,10 +36,21 @@ _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
         ({"TEAMTURN_POSTGRES_URL": "postgresql+psycopg://user:p%40ssword@h/d"}, {"p%40ssword", "p@ssword"}),
         ({"TEAMTURN_AMQP_URL": "amqp://guest:guest@localhost/"}, set()),
         ({"TEAMTURN_AMQP_URL": "amqp://localhost/"}, set()),
-        ({"TEAMTURN_AMQP_URL": "amqp://user:hunter2hunter2@[::1/"}, set()),
+        ({"TEAMTURN_AMQP_URL": "amqp://user:hunter2hunter2@[::1/"}, {"hunter2hunter2"}),
         ({"DATABASE_URL": "postgresql://user:hunter2hunter2@h/d"}, {"hunter2hunter2"}),
         ({"DATABASE": "postgresql://user:hunter2hunter2@h/d"}, set()),
         ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?user=u&password=hunter2hunter2"}, {"hunter2hunter2"}),
+        ({"my_api_key": "sk-12345", "App_Secret": "shhhhh"}, {"sk-12345", "shhhhh"}),
+        ({"PWD": "/home/somebody", "OLDPWD": "/home/somebody", "COMPAT": "version-5", "BYPASS": "/healthz"}, set()),
+        ({"service_url": "https://user:hunter2hunter2@h/"}, {"hunter2hunter2"}),
+        ({"MONGO_URI": "mongodb://user:hunter2hunter2@h1,h2/d"}, {"hunter2hunter2"}),
+        ({"MCP_URL": "https://h/mcp?api_key=a%2Bb%20c-12345"}, {"a%2Bb%20c-12345", "a+b c-12345"}),
+        ({"MCP_URL": "https://h/mcp?api_key=a+b-12345"}, {"a+b-12345", "a b-12345"}),
+        ({"MCP_URL": "https://h/mcp#access_token=at-12345"}, {"at-12345"}),
+        ({"MCP_URL": "https://h/?key=first-1&mode=stateless&sig=second-2;x"}, {"first-1", "second-2;x"}),
+        ({"DB_DSN": "host=h user=somebody password=hunter2hunter2 dbname=d"}, {"hunter2hunter2"}),
+        ({"DB_DSN": "host=h password = 'hunter two'"}, {"hunter two"}),
+        ({"DB_DSN": "Server=h;Pwd=hunter2hunter2;Database=d"}, {"hunter2hunter2"}),
     ],
     ids=lambda given: str(sorted(given)),
 )
@@ -47,6 +58,17 @@ def test_secrets_are_found_by_the_names_of_their_variables_and_in_our_urls(
     environment: dict[str, str], secrets: set[str]
 ) -> None:
     assert secrets_in(environment) == secrets
+
+
+_ENDINGS = ["pass", "pat", "pwd", "passwd", "credential", "credentials", "passphrase", "sig", "signature", "auth"]
+
+
+@pytest.mark.parametrize("ending", [*_ENDINGS, "authorization", "key", "token", "secret", "password"])
+def test_what_is_called_a_secret_is_one_as_a_variable_and_as_a_parameter_of_a_url(ending: str) -> None:
+    assert secrets_in({f"SOME_{ending.upper()}": "hunter2"}) == {"hunter2"}
+    assert secrets_in({f"some_{ending}": "hunter2"}) == {"hunter2"}
+    assert secrets_in({"A_URL": f"https://h/?a=b12345&{ending}=hunter2"}) == {"hunter2"}
+    assert secrets_in({"A_URL": f"https://h/?X-Some-{ending.title()}=hunter2&a=b12345"}) == {"hunter2"}
 
 
 @pytest.mark.parametrize(

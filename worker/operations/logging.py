@@ -14,32 +14,47 @@ import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final, TextIO
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor
 
-_SECRET_VARIABLE: Final = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
+_SECRET_NAME: Final = re.compile(
+    r"(key|token|secret|password|passwd|passphrase|authorization"
+    # The ends of ordinary words too, such as "compat", and PWD is the working directory.
+    r"|[_-](pass|pat|pwd|credentials?|sig|signature|auth))$",
+    re.IGNORECASE,
+)
+_ADDRESS_NAME: Final = re.compile(r"_(URL|URI|DSN)$", re.IGNORECASE)
+# By patterns, and not by a parser: a URL that is wrong has secrets too.
+_USER_S_PASSWORD: Final = re.compile(r"//[^/?#:]*:([^/?#]*)@")
+_URL_PARAMETER: Final = re.compile(r"[?&#]([^=&#]+)=([^&#]+)")
+_DSN_PARAMETER: Final = re.compile(r"(?:^|[\s;])(\w+)\s*=\s*('[^']*'|[^\s;]+)")
+"""Of "host=h password='p'" or "Server=h;Pwd=p"."""
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
 
 def secrets_in(environment: Mapping[str, str]) -> frozenset[str]:
-    """Return what must never be seen: each *_KEY, *_TOKEN, *_SECRET, *_PASSWORD; each password in a *_URL or *_DSN."""
-    found = {value for name, value in environment.items() if _SECRET_VARIABLE.search(name)}
+    """Return what must never be seen: what is called a secret, as a variable, or within one that holds an address.
+
+    A name ends in key, token, secret, password, passwd, passphrase or authorization, or in _pass, _pat, _pwd,
+    _credential(s), _sig, _signature or _auth. Of a *_URL, *_URI or *_DSN it is the user's password, and each parameter
+    of such a name. Upper or lower case.
+    """
+    found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
     for name, value in environment.items():
-        if name.endswith(("_URL", "_DSN")):
-            found |= _passwords_in(value)
+        if _ADDRESS_NAME.search(name):
+            found |= _secrets_of(value)
     return frozenset(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
 
 
-def _passwords_in(url: str) -> set[str]:
-    try:
-        parts = urlsplit(url)
-        found = {parts.password, *parse_qs(parts.query).get("password", ())}
-    except ValueError:
-        return set()
-    return {form for password in found if password for form in (password, unquote(password))}
+def _secrets_of(address: str) -> set[str]:
+    parameters = [*_URL_PARAMETER.findall(address), *_DSN_PARAMETER.findall(address)]
+    found = _USER_S_PASSWORD.findall(address)
+    # As if each name had a part before it: here, unlike in the environment, "pwd" by itself is a password.
+    found += [value.strip("'") for name, value in parameters if _SECRET_NAME.search(f"_{name}")]
+    return {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret))}
 
 
 class Redaction:

@@ -48,4 +48,4 @@ class Claim:
     """A run of that id is stored, by whomever."""
     session: SessionRow | None
     history: tuple[PastRun, ...]
-    """The last completed runs, oldest first; members' runs not among them."""
+    """The last completed runs that fit into 16 MiB, oldest first; members' runs not among them."""

@@ -26,7 +26,7 @@ MOST_RUNS_SUMMARIZED: Final = 20
 MOST_RUNS_MADE_UP_FOR: Final = 40
 """Of those that a summary lacks, the last so many; older ones it never gets."""
 _MOST_BYTES_READ: Final = 4 * 2**20
-"""Of the runs to summarize, as they are stored: claims and commits wait for the lane meanwhile."""
+"""Of the runs to summarize, as they are shown: claims and commits wait for the lane meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import NoneType
@@ -37,7 +38,7 @@ from worker.executors.arguments import (
     takes,
     target_of,
 )
-from worker.executors.json_values import as_json
+from worker.executors.json_values import MAX_STATE_BYTES, as_json, json_text
 from worker.executors.turn import Turn
 from worker.operations.logging import Redaction, secrets_in
 from worker.team.agent_run import AnyAgent
@@ -133,8 +134,20 @@ def checked_target(kind: SessionType, target_id: str, given: Mapping[str, object
     The message begins with the target, as in "team 'x': history_runs is …".
     """
     target = target_of(kind, target_id, f"{kind.value} id {target_id!r}")
-    check(f"{kind.value} {target_id!r}", KINDS, given)
+    where = f"{kind.value} {target_id!r}"
+    check(where, KINDS, given)
+    _check_size(where, given.get("session_state"))
     return target
+
+
+def _check_size(where: str, state: Any) -> None:  # noqa: ANN401 - None or a dict of JSON values
+    # Else each turn would end as invalid_result.
+    try:
+        size = len(json_text(as_json(dict(state or {}), what="session_state")))
+    except InvalidResult as error:
+        raise ValueError(f"{where}: {error}") from None
+    if size > MAX_STATE_BYTES:
+        raise ValueError(f"{where}: session_state is larger than {MAX_STATE_BYTES} bytes")
 
 
 def model_of(where: str, parameter: str, given: Model | str) -> Model:
@@ -144,7 +157,10 @@ def model_of(where: str, parameter: str, given: Model | str) -> Model:
 
 
 def check_agent(where: str, agent: AnyAgent) -> None:
-    """Check that an agent can be run with the Turn, by a model that there is. Raises ValueError, as above."""
+    """Check that an agent can be run with the Turn, by a model that there is, with its tools told apart.
+
+    Raises ValueError, as above.
+    """
     if not _can_be_the_turn(agent.deps_type):
         raise ValueError(
             f"{where}: deps_type is Turn, or none, since agents are run with the Turn as their deps, "
@@ -153,6 +169,7 @@ def check_agent(where: str, agent: AnyAgent) -> None:
     # With `defer_model_check` a name is kept until the first run; a worker finds out when it starts.
     if isinstance(agent.model, str):
         model_of(where, "model", agent.model)
+    check_tool_names(where, (), (), agent.toolsets)
 
 
 def _can_be_the_turn(deps_type: object) -> bool:
@@ -164,15 +181,28 @@ def _can_be_the_turn(deps_type: object) -> bool:
 
 
 def check_tool_names(where: str, ours: Iterable[Tool[Turn]], tools: Iterable[Any], toolsets: Iterable[Any]) -> None:
-    """Check that no tool of the user's has the name of one of ours. Raises ValueError, as above.
+    """Check that no tool of the user's has the name of one of ours or of another. Raises ValueError, as above.
 
     A toolset that tells its tools in a run only, such as a server's, can't be looked into.
     """
-    theirs = {tool.name if isinstance(tool, Tool) else tool.__name__ for tool in tools}
-    theirs.update(name for toolset in toolsets if isinstance(toolset, FunctionToolset) for name in toolset.tools)
+    of_toolsets = [
+        tool for toolset in toolsets if isinstance(toolset, FunctionToolset) for tool in toolset.tools.values()
+    ]
+    theirs = [*tools, *of_toolsets]
+    names = set(map(_tool_name, theirs))
     for tool in ours:
-        if tool.name in theirs:
+        if tool.name in names:
             raise ValueError(f"{where}: tools has {tool.name!r}, the name of a tool that is added here; rename yours")
+    # One with `prepare` may be left out whenever the other is there.
+    always_there = Counter(_tool_name(tool) for tool in theirs if getattr(tool, "prepare", None) is None)
+    for name, times in always_there.items():
+        if times > 1:
+            raise ValueError(f"{where}: two tools have the name {name!r}; rename one")
+
+
+def _tool_name(tool: Any) -> str:  # noqa: ANN401 - a Tool or a function
+    name: str = tool.name if isinstance(tool, Tool) else tool.__name__
+    return name
 
 
 def made(where: str, make: Callable[[], _T]) -> _T:
