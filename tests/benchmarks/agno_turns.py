@@ -6,6 +6,7 @@ from typing import Final
 
 from tests.benchmarks.copies import copy_session, settled_rows
 from tests.benchmarks.figures import Finding, Measured, ratio
+from tests.benchmarks.lone import alternating
 from tests.benchmarks.paces import Side, compared, cpu_of, rate_of
 from tests.benchmarks.program import Program
 from tests.benchmarks.stage import Stage, peers_queue
@@ -18,7 +19,6 @@ DRIVER: Final = "asyncpg"
 PREFETCH: Final = 32
 """The best of 8, 16 and 32: SQLAlchemy's pool has 15 connections at most."""
 _SESSIONS = 100
-_WARM_UP = 3
 
 
 async def vs_agno_turns(stage: Stage) -> list[Finding]:
@@ -46,7 +46,6 @@ async def vs_agno_turns(stage: Stage) -> list[Finding]:
 async def vs_agno_flat_1000(stage: Stage) -> list[Finding]:
     """Lone requests in turn, each in a session of 1,000 runs."""
     plan = stage.plan
-    ours, theirs = [], []
     async with (
         stage.stand() as mine,
         stage.stand(empty=True) as others,
@@ -62,12 +61,11 @@ async def vs_agno_flat_1000(stage: Stage) -> list[Finding]:
         await to_peer.lone(request("capital", "model", _QUESTION), queue=queue)
         for settings in (mine, others):
             await _lengthen(settings, plan.agno_session)
-        for number in range(-_WARM_UP, plan.agno_lone_requests):
-            taken = await to_worker.lone(request("capital", "long", _QUESTION))
-            taken_by_peer = await to_peer.lone(request("capital", "long", _QUESTION), queue=queue)
-            if number >= 0:
-                ours.append(taken * 1000)
-                theirs.append(taken_by_peer * 1000)
+        ours, theirs = await alternating(
+            lambda _: to_worker.lone(request("capital", "long", _QUESTION)),
+            lambda _: to_peer.lone(request("capital", "long", _QUESTION), queue=queue),
+            requests=plan.agno_lone_requests,
+        )
     return [ratio("vs_agno_flat_1000", Measured("agno", "ms", theirs), Measured("teamturn", "ms", ours))]
 
 
