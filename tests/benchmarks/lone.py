@@ -27,7 +27,7 @@ async def alternating(first: Lone, second: Lone, *, requests: int) -> tuple[list
     for start in range(0, _AT_A_TIME + requests, _AT_A_TIME):
         for answered, lone in zip(sides, (first, second), strict=True):
             taken = [1000 * await lone(number) for number in range(start, start + _AT_A_TIME)]
-            answered += taken if start else ()
+            answered.extend(taken if start else ())
     return sides
 
 
