@@ -43,6 +43,15 @@ class TestBroker:
     ) -> None:
         await self.connection.close()
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """RabbitMQ's own, (3, 10, 8) for instance."""
+        assert self.connection.transport is not None
+        found = self.connection.transport.connection.server_properties["version"]
+        assert isinstance(found, bytes | str)
+        text = found.decode() if isinstance(found, bytes) else found
+        return tuple(int(number) for number in text.partition("-")[0].split("."))
+
     async def publish(
         self,
         body: Json | bytes,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.sandbox.binaries import PostgresBinaries, RabbitmqBinaries, find_postgres, find_rabbitmq
-from worker.sandbox.errors import WayClosedError
+from worker.sandbox.binaries import PostgresBinaries, RabbitmqBinaries, find_postgres, find_rabbitmq, rabbitmq_in
+from worker.sandbox.errors import SandboxError, WayClosedError
 
 
 def _program(path: Path, output: str = "") -> Path:
@@ -45,6 +45,19 @@ def test_a_machine_without_rabbitmq_is_told_what_is_missing(tmp_path: Path) -> N
     _program(tmp_path / "usr/lib/rabbitmq/bin/rabbitmq-server")
     with pytest.raises(WayClosedError, match="epmd is not on PATH"):
         find_rabbitmq("", tmp_path)
+
+
+def test_a_named_directory_has_the_server_and_the_port_mapper(tmp_path: Path) -> None:
+    server, epmd = _program(tmp_path / "rabbitmq-server"), _program(tmp_path / "epmd")
+    assert rabbitmq_in(tmp_path) == RabbitmqBinaries(server, epmd)
+
+
+@pytest.mark.parametrize(("there", "missing"), [("rabbitmq-server", "epmd"), ("epmd", "rabbitmq-server")])
+def test_a_named_directory_that_lacks_one_is_told_and_closes_no_way(tmp_path: Path, there: str, missing: str) -> None:
+    _program(tmp_path / there)
+    with pytest.raises(SandboxError, match=f"TEAMTURN_RABBITMQ_BIN .*/{missing} is no program") as caught:
+        rabbitmq_in(tmp_path)
+    assert not isinstance(caught.value, WayClosedError), "the next way would be another RabbitMQ"
 
 
 def test_the_newest_postgres_is_taken_by_number_not_by_name(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from 4.2 rabbit_volatile_queue.erl, rabbit_pid_codec.erl). What is made up has o
 - of that form, but of a node that does not run, or of a process that can't exist: 3.10 closes the connection, and with
   it falls everybody's reply that is under way on it. So what fell is published again alone, one after the other on a
   second connection: who fails there failed by itself, and everybody else arrives. It takes about 10 ms each;
-- of that form, and its requester is gone: dropped with a confirm. Nobody can tell.
+- of that form, and its requester is gone (RabbitMQ 4: or of a node that does not run): dropped with a confirm. Nobody
+  can tell.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from worker.sandbox.errors import WayClosedError
+from worker.sandbox.errors import SandboxError, WayClosedError
 
 OLDEST_POSTGRES = 14
 _ROOT = Path("/")
@@ -66,6 +66,18 @@ def find_rabbitmq(search_path: str | None = None, root: Path = _ROOT) -> Rabbitm
     if epmd is None:
         raise WayClosedError(f"{server} is there, but Erlang's epmd is not on PATH")
     return RabbitmqBinaries(server, epmd)
+
+
+def rabbitmq_in(directory: Path) -> RabbitmqBinaries:
+    """Return the RabbitMQ of the directory that TEAMTURN_RABBITMQ_BIN names; SandboxError if it is not there."""
+    binaries = RabbitmqBinaries(directory / "rabbitmq-server", directory / "epmd")
+    for program in (binaries.server, binaries.epmd):
+        if not (program.is_file() and os.access(program, os.X_OK)):
+            raise SandboxError(
+                f"TEAMTURN_RABBITMQ_BIN is {str(directory)!r}, and {program} is no program; "
+                "it names a directory with rabbitmq-server and epmd."
+            )
+    return binaries
 
 
 def find_postgres(search_path: str | None = None, root: Path = _ROOT) -> PostgresBinaries:

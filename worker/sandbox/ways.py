@@ -9,10 +9,13 @@
 | `packages` | Debian's, for root | Debian's, for root |
 
 TEAMTURN_SANDBOX names one way, and then only that is tried (a server that has no such way tries its own).
+TEAMTURN_RABBITMQ_BIN names the directory of one RabbitMQ, and then it is that one: what is tested on a version
+must not be tested on another.
 """
 
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 from worker.sandbox import containers
@@ -22,6 +25,7 @@ from worker.sandbox.binaries import (
     find_postgres,
     find_postgres_wheel,
     find_rabbitmq,
+    rabbitmq_in,
 )
 from worker.sandbox.errors import SandboxError, WayClosedError
 from worker.sandbox.packages import install_debian_package, install_wheels
@@ -52,6 +56,11 @@ def have_rabbitmq(site: Site) -> Server:
         install_debian_package("rabbitmq-server", site.report)
         return node(find_rabbitmq(), "Debian's package")
 
+    named = os.environ.get("TEAMTURN_RABBITMQ_BIN")
+    if named:
+        directory = Path(named).absolute()
+        way = f"the binaries in {directory}"
+        return first_open("RabbitMQ", {"binaries": lambda: node(rabbitmq_in(directory), way)}, site.report)
     return first_open(
         "RabbitMQ",
         {
