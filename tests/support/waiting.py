@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, seconds: float = 20) -> None:
@@ -18,6 +19,10 @@ async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, seconds
         if holds:
             return
         if loop.time() > end:
-            source = inspect.getsource(condition).strip()
-            raise AssertionError(f"not within {seconds:g} s: {source}")
+            raise AssertionError(f"not within {seconds:g} s: {_named(condition)}")
         await asyncio.sleep(0.02)
+
+
+def _named(condition: Callable[[], bool | Awaitable[bool]]) -> str:
+    """The condition's source, or of a partial what it calls and with what."""
+    return repr(condition) if isinstance(condition, partial) else inspect.getsource(condition).strip()

@@ -200,7 +200,8 @@ class Consumers:
             self._lives.add(life)
             consumed = await channel.get_queue(queue, ensure=False)
             await consumed.consume(on_message, timeout=_DECLARE_SECONDS)
-            if was_cancelled() or given_up.is_set():
+            # What `want` no longer wants it ends among the active ones: this was none of them yet.
+            if was_cancelled() or given_up.is_set() or queue not in self.wanted:
                 return
             self._active[life] = queue
             self._say_if_all_are_consumed()
