@@ -29,7 +29,7 @@ STATED_SECONDS = 25
 """Within which what a worker consumed that is frozen or cut off is consumed again."""
 SOON_SECONDS = 8
 """Within which a connection that is refused, or taken again, is done without or used again; tries are 5 s apart."""
-OTHERS_SECONDS = 8
+OTHERS_SECONDS = 3
 
 
 @dataclass(frozen=True)
