@@ -15,7 +15,7 @@ import pytest
 from tests.acceptance.stage import DATA, Gates, json_of, stored_runs, worker_on
 from tests.support.broker import TestBroker
 from tests.support.waiting import eventually
-from tests.support.workers import WorkerProcess
+from tests.support.workers import WorkerProcess, environment_of, run_command
 from worker.settings import Settings
 
 TEAMS = "durable_teams:everything"
@@ -119,6 +119,25 @@ async def _recorded(database: asyncpg.Connection, key: str) -> None:
     async with asyncio.timeout(20):
         while not await database.fetchval("select count(*) from ai.turn_steps where key like $1", key):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_people_are_told_at_which_step_a_turn_is(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection, gates: Gates
+) -> None:
+    async with a_worker(settings, gates) as worker:
+        await worker.consuming()
+        await broker.ask("s1", "look gate last", team_id="steps")
+        await _recorded(database, "gate#1")
+        await eventually(lambda: _start_recorded(database))
+        for words in (["sessions", "who", "s1"], ["sessions", "who"]):
+            code, out, err = await run_command(*words, environment=environment_of(settings))
+            assert (code, err) == (0, "")
+            assert out.rstrip().endswith("· step gate#1")
+        gates.open("gate")
+
+
+async def _start_recorded(database: asyncpg.Connection) -> bool:
+    return bool(await database.fetchval("select count(*) from ai.turn_attempts"))
 
 
 async def test_a_resumed_turn_is_given_the_history_that_the_first_attempt_was_given(
