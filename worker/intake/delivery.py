@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS
+
+REPLAYED: Final = "x-teamturn-replayed"
+"""Set on what `teamturn dead replay` publishes: there were attempts before it, and theirs are counted on."""
 
 
 class ChannelLife:
@@ -47,7 +50,7 @@ class Delivery:
     @property
     def redelivered(self) -> bool:
         """Whether somebody had it before, and may have started it."""
-        return bool(self.message.redelivered)
+        return bool(self.message.redelivered) or REPLAYED in self.headers
 
     @property
     def headers(self) -> dict[str, Any]:
