@@ -219,7 +219,7 @@ async def test_a_run_of_a_deleted_session_begins_it_anew(store: SessionStore, da
 
 @pytest.mark.parametrize("only_look", [True, False])
 async def test_the_session_is_unlocked_afterwards(
-    store: SessionStore, database: asyncpg.Connection, other: asyncpg.Connection, only_look: bool
+    store: SessionStore, database: asyncpg.Connection, other: asyncpg.Connection, *, only_look: bool
 ) -> None:
     await commit(store, request_of())
     await reopen(database, request_of(), only_look=only_look)

@@ -35,6 +35,8 @@ CODE_HEADER: Final = "x-teamturn-code"
 REASON_HEADER: Final = "x-teamturn-reason"
 QUEUE_HEADER: Final = "x-teamturn-queue"
 TIME_HEADER: Final = "x-teamturn-time"
+WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
+"""Set on what came without a message_id: the client makes one up for the copy, and a message_id can be the run_id."""
 
 _ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
 """RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
@@ -134,6 +136,8 @@ class Forwarder:
             QUEUE_HEADER: delivery.source,
             TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        if not delivery.message.message_id:
+            why[WITHOUT_MESSAGE_ID] = "1"
         self._waiting.put_nowait(_Forwarded(delivery, copy_of(delivery, why), "", self._topology.dead, refusal))
 
     async def run(self) -> None:
