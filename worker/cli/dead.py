@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,14 +14,13 @@ from typing import Annotated, Any, Final
 import asyncpg
 import typer
 from aio_pika.abc import AbstractIncomingMessage
-from pydantic import BaseModel
-from pydantic_core import from_json
 from rich.console import Console
 
-from schemas.dead_letters import DeadLetter, DeadLetterContent, DeadLetterDone
+from schemas.dead_letters import DeadLetterDone
 from schemas.ids import SessionType
 from worker.broker import connected
-from worker.cli.terminal import age, cut, one_line, printable, size
+from worker.cli.dead_letters import print_content, print_json, print_line
+from worker.cli.terminal import one_line
 from worker.errors import StartupError
 from worker.intake.topology import Topology
 from worker.operations.dead_letter_queue import DeadLetterQueue, dead_letter_queue
@@ -34,7 +32,6 @@ from worker.settings import Settings
 
 app = typer.Typer(help="What could not be executed: {prefix}.dead.", no_args_is_help=True)
 
-_SHOWN_CHARACTERS: Final = 4_000
 _SPAN: Final = re.compile(r"(\d+) ?(s|min|h|d)")
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
@@ -67,8 +64,8 @@ def list_command(
     """List dead letters, the oldest first.
 
     None is taken out, but for this moment nobody else sees those that are looked at, and to RabbitMQ it is a delivery,
-    of which it allows a million. Of each, its id for the other commands (the run_id, if it has one), when it was buried,
-    its code, whose it is, its size, and the reason:
+    of which it allows a million. Of each, its id for the other commands (the run_id, if it has one), when it was
+    buried, its code, whose it is, its size, and the reason:
 
     \b
       $ teamturn dead list --code attempts_exhausted --since 2h
@@ -88,9 +85,9 @@ def list_command(
                 continue
             shown += 1
             if as_json:
-                _print_json(letter)
+                print_json(letter)
             else:
-                _print_line(letter, console)
+                print_line(letter, console)
             if shown == limit:
                 break
         if not as_json and not shown:
@@ -125,9 +122,9 @@ def show_command(
                 continue
             found = True
             if as_json:
-                _print_json(content)
+                print_json(content)
             else:
-                _print_content(content, message.body, console, full=full)
+                print_content(content, message.body, console, full=full)
         if not found:
             raise StartupError(f"there is no dead letter {letter_id!r}: teamturn dead list shows them")
 
@@ -330,7 +327,7 @@ async def _done_with_each(
         tally.skipped += done.action == "skipped"
         tally.found |= {done.id}
         if as_json:
-            _print_json(done)
+            print_json(done)
         else:
             would = "would be " if done.dry_run else ""
             detail = "" if done.detail is None else f": {done.detail}"
@@ -359,55 +356,3 @@ def _conclude(tally: _Tally, selection: Selection, verb: str, *, dry_run: bool, 
         typer.echo(f"{tally.done}{would} {verb}{skipped}")
     if tally.skipped or missing:
         raise typer.Exit(1)
-
-
-# --- what is printed ---
-
-
-def _print_json(model: BaseModel) -> None:
-    # ASCII alone: what is in a message must not reach the terminal as it is.
-    typer.echo(json.dumps(model.model_dump(mode="json")))
-
-
-def _print_line(letter: DeadLetter, console: Console) -> None:
-    console.print(one_line(letter.id), style="bold", soft_wrap=True)
-    for line in (_whose(letter), letter.reason):
-        if line:
-            console.print(f"  {cut(one_line(line), console.width - 2)}", soft_wrap=True)
-
-
-def _whose(letter: DeadLetter) -> str:
-    when = "at an unknown time" if letter.time is None else age(int(letter.time.timestamp()))
-    target = letter.target_id and f"{letter.target_type} {letter.target_id}"
-    session = letter.session_id and f"session {letter.session_id}"
-    parts = (when, letter.code or "no code", target, session, size(letter.size_bytes))
-    return " · ".join(part for part in parts if part)
-
-
-def _print_content(content: DeadLetterContent, body: bytes, console: Console, *, full: bool) -> None:
-    console.print(one_line(content.id), style="bold")
-    console.print(f"  {one_line(_whose(content))}")
-    for name in ("reason", "queue", "run_id", "attempts", "steps", "tokens"):
-        value = getattr(content, name)
-        if value is not None:
-            console.print(f"  {name} {one_line(str(value))}")
-    for title, values in (("headers", content.headers), ("properties", content.properties)):
-        console.print(f"{title}", style="dim")
-        for name, value in values.items():
-            console.print(f"  {one_line(name)}: {one_line(value if isinstance(value, str) else json.dumps(value))}")
-    text = printable(_readable(body))
-    shown = text if full else text[:_SHOWN_CHARACTERS]
-    console.print("body", style="dim")
-    console.print(shown)
-    if len(shown) < len(text):
-        console.print(f"… {len(text) - len(shown)} more characters: --full", style="dim")
-
-
-def _readable(body: bytes) -> str:
-    """Return a body as text: JSON indented, anything else as it is."""
-    text = body.decode(errors="replace")
-    try:
-        parsed = from_json(body)
-        return json.dumps(parsed, indent=2, ensure_ascii=False) if isinstance(parsed, dict | list) else text
-    except (ValueError, RecursionError):
-        return text
