@@ -56,6 +56,7 @@ from worker.executors.attempt import Outcome, attempt, failed, new_turn
 from worker.executors.registry import Executors
 from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import Delivery, RequestDelivery
+from worker.intake.forwarding import ATTEMPTS_HEADER, STEPS_HEADER, TOKENS_HEADER
 from worker.replies.answers import Timing, body_of, finished, rejected
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -256,9 +257,9 @@ class TurnTaker:
     async def _keep_with_the_dead(self, delivery: Delivery, reply: RunReply) -> None:
         assert reply.error is not None  # noqa: S101 - for the type checker: it is why
         spent = {
-            "x-teamturn-attempts": reply.attempt,
-            "x-teamturn-steps": reply.metrics.model_requests + reply.metrics.tool_calls,
-            "x-teamturn-tokens": reply.metrics.total_tokens,
+            ATTEMPTS_HEADER: reply.attempt,
+            STEPS_HEADER: reply.metrics.model_requests + reply.metrics.tool_calls,
+            TOKENS_HEADER: reply.metrics.total_tokens,
         }
         await self._bury(delivery, RequestRefused(reply.error.code, reply.error.message), spent)
 
