@@ -16,7 +16,7 @@ from tests.chaos.plan import Fault, Planned
 from tests.chaos.scene import Scene
 from worker.errors import StartupError, StoreUnavailable
 
-_KILL_POINT_SECONDS: Final = 15.0
+_KILL_POINT_SECONDS: Final = 10.0
 _KILL_POINT_TRIES: Final = 3
 _AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, StoreUnavailable, StartupError, OSError)
 """What a look into Postgres meets with while it is away."""

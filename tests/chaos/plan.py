@@ -75,10 +75,10 @@ class Plan:
     """How many sessions ask each of the teams."""
     requests_per_second: float = 60
     """What the load keeps up with over the whole time, outages included."""
-    outstanding: int = 400
+    outstanding: int = 1_000
     """How many requests wait for a reply at once, at most."""
-    ahead: int = 6
-    """How many of one session."""
+    ahead: int = 4
+    """How many of one session: those of a frozen worker's sessions must not be all that there is room for."""
     duplicated: float = 0.04
     """The share of publishes that are made twice."""
     longest_freeze: float = 20
