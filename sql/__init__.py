@@ -33,6 +33,7 @@ def _read_migrations() -> tuple[Migration, ...]:
 
 
 APPLIED_MIGRATIONS: Final = _read("applied_migrations")
+BEGIN_ATTEMPTS: Final = _read("begin_attempts")
 CLAIM_TURNS: Final = _read("claim_turns")
 COMMIT_TURNS: Final = _read("commit_turns")
 COUNT_ATTEMPTS: Final = _read("count_attempts")
@@ -50,11 +51,13 @@ READ_FLEET: Final = _read("read_fleet")
 RECORD_ASSIGNMENT: Final = _read("record_assignment")
 RECORD_FLEET_SETTINGS: Final = _read("record_fleet_settings")
 RECORD_MIGRATION: Final = _read("record_migration")
+RECORD_STEPS: Final = _read("record_steps")
 RUNS_TO_SUMMARIZE: Final = _read("runs_to_summarize")
 SESSION_HOLDER: Final = _read("session_holder")
 SHOW_SESSION: Final = _read("show_session")
 STORE_RECEIPTS: Final = _read("store_receipts")
 STORE_SUMMARIES: Final = _read("store_summaries")
+UNCOUNT_ATTEMPTS: Final = _read("uncount_attempts")
 UNLOCK_SESSIONS: Final = _read("unlock_sessions")
 
 MIGRATIONS: Final = _read_migrations()

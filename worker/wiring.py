@@ -108,7 +108,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
-        taker = TurnTaker(sessions, executors, answers, summaries, settings)
+        taker = TurnTaker(sessions, executors, answers, summaries, settings, bury=forwarder.keep_dead)
         mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         consumers = Consumers(

@@ -15,7 +15,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.test import TestModel
 
-from tests.unit.examples import NOW, a_claim, a_past_run, a_request
+from tests.unit.examples import NOW, a_claim, a_past_run, a_request, context_of
 from tests.unit.models import failing, member, never_answering, responses, says, tasks, text
 from worker.executors.attempt import attempt, new_turn
 from worker.executors.function import executor
@@ -53,7 +53,7 @@ async def taken(made: Executor, *, history: Sequence[PastRun] = (), seconds: flo
     kind = made.target.type.value
     target: Json = {"team_id": ...} | {f"{kind}_id": made.target.id}
     request = a_request(**target | fields)
-    turn = new_turn(request, None, tuple(history), attempt=1)
+    turn = new_turn(request, None, context_of(*history), attempt=1)
     outcome = await attempt(made, turn, limit=timedelta(seconds=seconds), now=NOW, deadline=None)
     reply = finished(request, turn, outcome, number=1, timing=_TIMING)
     left = FinishedTurn(

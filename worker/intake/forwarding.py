@@ -44,7 +44,7 @@ _MOST_ANSWERS: Final = 32
 _log = structlog.get_logger()
 
 
-def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
+def copy_of(delivery: Delivery, extra_headers: dict[str, Any]) -> Message:
     """Return a persistent message with the same body and properties, and some headers more.
 
     Left out: `expiration` and priority (such a request is refused where it is seen), `user_id`, which the broker
@@ -64,6 +64,15 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
         type=original.type,
         app_id=original.app_id,
     )
+
+
+def _why(delivery: Delivery, refusal: RequestRefused) -> dict[str, Any]:
+    return {
+        CODE_HEADER: refusal.code.value,
+        "x-teamturn-reason": refusal.message,
+        "x-teamturn-queue": delivery.source,
+        "x-teamturn-time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _sendable(headers: dict[str, Any]) -> dict[str, Any]:
@@ -115,16 +124,20 @@ class Forwarder:
         copy = copy_of(delivery, {PASSED_ON: "1"})
         self._waiting.put_nowait(_Forwarded(delivery, copy, self._topology.requests, slot))
 
+    async def keep_dead(self, delivery: Delivery, refusal: RequestRefused, headers: dict[str, Any]) -> None:
+        """Publish a copy to the dead-letter queue, with headers beside those that say why; wait for its confirm.
+
+        The delivery is acknowledged by whoever answers it; once it is dead, nothing is published.
+        """
+        _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
+        copy = copy_of(delivery, _why(delivery, refusal) | headers)
+        await self._published(_Forwarded(delivery, copy, "", self._topology.dead, refusal))
+
     def bury(self, delivery: Delivery, refusal: RequestRefused) -> None:
         """Publish what can't be executed to the dead-letter queue, with headers that say why, and answer it."""
         _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
-        why = {
-            CODE_HEADER: refusal.code.value,
-            "x-teamturn-reason": refusal.message,
-            "x-teamturn-queue": delivery.source,
-            "x-teamturn-time": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        self._waiting.put_nowait(_Forwarded(delivery, copy_of(delivery, why), "", self._topology.dead, refusal))
+        copy = copy_of(delivery, _why(delivery, refusal))
+        self._waiting.put_nowait(_Forwarded(delivery, copy, "", self._topology.dead, refusal))
 
     async def run(self) -> None:
         """Publish what is given, until the task is cancelled; answers that are under way then are given up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,18 +22,21 @@ from worker.errors import (
     SessionDeleted,
     StoreUnavailable,
 )
+from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
 from worker.executors.turn import Usage
 from worker.sessions import statements
-from worker.sessions.claim import Claim
+from worker.sessions.claim import Claim, Earlier
 from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.lock_table import LockBudget
 from worker.sessions.statements import (
+    BeginRow,
     ClaimRow,
     CommitOutcome,
     CommitRow,
     ReceiptRow,
     StartRow,
+    StepsRow,
     SummaryRow,
     Unsummarized,
     UnsummarizedRow,
@@ -72,6 +75,20 @@ class ClaimedSession:
     async def count_attempt(self) -> int:
         """Record that the run is started, and return how often it was."""
         return await self._lane.submit(statements.COUNT_ATTEMPT, StartRow(self.request.run_id, self.request.session_id))
+
+    async def begin_attempt(self) -> Earlier:
+        """Record that a further attempt of the run begins, and return what the earlier ones left."""
+        row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint)
+        return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
+
+    async def uncount_attempt(self) -> None:
+        """Record that the attempt was ended by a worker that stops: it is not fruitless for that."""
+        await self._lane.submit(statements.UNCOUNT_ATTEMPT, self.request.run_id)
+
+    async def record_steps(self, steps: Sequence[StepRecord]) -> None:
+        """Record steps of the turn. Raises StatementRefused, and LaneLost, where the session's lock is lost."""
+        row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
+        await _persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
     async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
         """Store the turn in one transaction: session row, runs, receipt.
@@ -176,7 +193,7 @@ class SessionStore:
         caller must not claim a session that it already holds: a lock is re-entrant within its connection. After the
         block the session is unlocked as soon as the lane comes to it.
         """
-        row = ClaimRow(request.run_id, request.session_id, history_runs, summarized)
+        row = ClaimRow(request.run_id, request.session_id, history_runs, summarized, request.fingerprint)
         await self.lock_budget.take()
         lane: LaneConnection | None = None
         try:
