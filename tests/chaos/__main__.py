@@ -11,11 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_kept = False
         console.print(str(error), style="red", markup=False, soft_wrap=True)
         return 2
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, asyncio.CancelledError):
         is_kept = options.keep
         console.print("Stopped, and cleaned up.")
         return 130
@@ -143,10 +143,17 @@ def _run(plan: Plan, folder: Path, progress: Progress) -> Verdict:
             f"seed {plan.seed}: {plan.seconds:g} s, {plan.workers} workers, {sum(plan.sessions.values())} sessions"
         )
         try:
-            return asyncio.run(run(sandbox, plan, folder, progress))
+            return asyncio.run(_until_told(run(sandbox, plan, folder, progress)))
         finally:
             for log in sandbox.site.directory.glob("*.log"):
                 shutil.copy(log, folder / log.name)
+
+
+async def _until_told(running: Coroutine[Any, Any, Verdict]) -> Verdict:
+    """Run it; a SIGTERM ends it in good order, as Ctrl-C does."""
+    task = asyncio.ensure_future(running)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
 
 
 def _write_down(verdict: Verdict, folder: Path) -> None:

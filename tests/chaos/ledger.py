@@ -43,8 +43,8 @@ async def gather(scene: Scene) -> Evidence:
         step = logical_step(row["step"])
         if step is not None:
             recorded[row["run_id"], step] = min(row["at"], recorded.get((row["run_id"], step), row["at"]))
-    if noted and not recorded:
-        raise RuntimeError(f"the journal's keys are not understood: {[row['step'] for row in noted[:5]]}")
+    if not recorded and any(request.session.team_id != "echo" for request in scene.load.requests.values()):
+        raise RuntimeError(f"nothing is recorded, or its keys are not understood: {[row['step'] for row in noted[:5]]}")
     return Evidence(
         published=scene.load.published(),
         replies=scene.load.replies,

@@ -45,25 +45,13 @@ $$;
 
 create trigger chaos_note_receipt after insert on ai.receipts for each row execute function chaos.note_receipt();
 
--- By the columns' names in JSON: a step is finished once its row has a result.
 create function chaos.note_step() returns trigger language plpgsql as $$
-declare
-    noted jsonb := to_jsonb(new);
 begin
-    if coalesce(noted ->> 'finished_at', noted ->> 'result') is not null then
-        insert into chaos.recorded
-        values (noted ->> 'run_id', coalesce(noted ->> 'key', noted ->> 'step'), clock_timestamp())
-        on conflict do nothing;
+    if new.state <> 'started' then
+        insert into chaos.recorded values (new.run_id, new.key, clock_timestamp()) on conflict do nothing;
     end if;
     return null;
 end;
 $$;
 
-do $$
-begin
-    if to_regclass('ai.turn_steps') is not null then
-        create trigger chaos_note_step after insert or update on ai.turn_steps
-            for each row execute function chaos.note_step();
-    end if;
-end;
-$$;
+create trigger chaos_note_step after insert or update on ai.turn_steps for each row execute function chaos.note_step();

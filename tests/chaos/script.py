@@ -105,21 +105,20 @@ def implied(step: str) -> frozenset[str]:
 
 
 _KEY: Final = re.compile(
-    r"(?:.*/)?(?P<path>leader|to-reader|to-buyer)/model\.request#(?P<request>\d+)"
-    r"|.*tool:(?P<tool>pay)@.*"
-    r"|(?:.*/)?(?P<own>first|pay|last)#1"
+    r"(?:to-(?P<member>reader|buyer)/)?model\.request#(?P<request>\d+)"
+    r"|to-buyer/(?P<tool>tool:pay@pay-1)#1"
+    r"|(?P<own>first|pay|last)#1"
 )
 
 
 def logical_step(key: str) -> str | None:
     """Return the step of the script that a key of the journal (`ai.turn_steps`) stands for; None for others of its own.
 
-    The only place that knows how the journal names its steps: `leader/model.request#1`, `to-buyer/tool:pay@pay-1`, and
-    `first#1` of an executor's `turn.step("first", …)`.
+    The only place that knows how the journal names its steps: a member's path is the id of the call that gave the task.
     """
     found = _KEY.fullmatch(key)
     if found is None:
         return None
     if found["tool"]:
         return "buyer/pay"
-    return found["own"] or f"{found['path'].removeprefix('to-')}/{found['request']}"
+    return found["own"] or f"{found['member'] or 'leader'}/{found['request']}"

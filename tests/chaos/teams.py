@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
-from typing import Any, Final
+from typing import Final
 
 import httpx2
 from pydantic import JsonValue
@@ -66,20 +65,12 @@ async def steps(turn: Turn) -> JsonValue:
         _counted(turn, "paid")
         return answer
 
-    results = [await _step(turn, "first", lambda: ask(order, "first"), repeatable=True)]
+    results = [await turn.step("first", lambda: ask(order, "first"), repeatable=True)]
     if order.hold == BETWEEN:
         await ask(order, BETWEEN)
-    results.append(await _step(turn, "pay", pay, repeatable=False))
-    results.append(await _step(turn, "last", lambda: ask(order, "last"), repeatable=True))
+    results.append(await turn.step("pay", pay))
+    results.append(await turn.step("last", lambda: ask(order, "last"), repeatable=True))
     return {"run": order.run, "count": _counted(turn), "results": results}
-
-
-_KNOWS_REPEATABLE: Final = "repeatable" in inspect.signature(Turn.step).parameters
-
-
-async def _step(turn: Turn, name: str, fn: Any, *, repeatable: bool) -> Any:
-    more: dict[str, Any] = {"repeatable": True} if repeatable and _KNOWS_REPEATABLE else {}
-    return await turn.step(name, fn, **more)
 
 
 @executor("poison")

@@ -11,15 +11,15 @@ from tests.support.model_wire import Calls, Says
 @pytest.mark.parametrize(
     ("key", "step"),
     [
-        ("leader/model.request#1", "leader/1"),
-        ("leader/model.request#2", "leader/2"),
+        ("model.request#1", "leader/1"),
+        ("model.request#2", "leader/2"),
         ("to-buyer/model.request#1", "buyer/1"),
         ("to-reader/model.request#1", "reader/1"),
-        ("to-buyer/tool:pay@pay-1", "buyer/pay"),
+        ("to-buyer/tool:pay@pay-1#1", "buyer/pay"),
         ("first#1", "first"),
         ("pay#1", "pay"),
         ("context", None),
-        ("leader/tool:delegate_task@to-buyer", None),
+        ("to-buyer/failure#1", None),
     ],
 )
 def test_the_journals_keys_are_steps_of_the_script(key: str, step: str | None) -> None:
