@@ -40,11 +40,8 @@ async def gather(scene: Scene) -> Evidence:
         left = await _left(broker.amqp, Topology(prefix=scene.settings.prefix, partitions=scene.settings.partitions))
     recorded: dict[tuple[str, str], float] = {}
     for row in noted:
-        step = logical_step(row["step"])
-        if step is not None:
-            recorded[row["run_id"], step] = min(row["at"], recorded.get((row["run_id"], step), row["at"]))
-    if not recorded and any(request.session.team_id != "echo" for request in scene.load.requests.values()):
-        raise RuntimeError(f"nothing is recorded, or its keys are not understood: {[row['step'] for row in noted[:5]]}")
+        key = (row["run_id"], logical_step(row["step"]))
+        recorded[key] = min(row["at"], recorded.get(key, row["at"]))
     return Evidence(
         published=scene.load.published(),
         replies=scene.load.replies,

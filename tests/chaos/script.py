@@ -105,20 +105,21 @@ def implied(step: str) -> frozenset[str]:
 
 
 _KEY: Final = re.compile(
-    r"(?:to-(?P<member>reader|buyer)/)?model\.request#(?P<request>\d+)"
-    r"|to-buyer/(?P<tool>tool:pay@pay-1)#1"
+    r"(?:(?P<member>reader|buyer)\[\w+\]/)?model\.request#(?P<request>\d+)"
+    r"|buyer\[\w+\]/(?P<tool>tool:pay@pay-1)#1"
     r"|(?P<own>first|pay|last)#1"
 )
 
 
-def logical_step(key: str) -> str | None:
-    """Return the step of the script that a key of the journal (`ai.turn_steps`) stands for; None for others of its own.
+def logical_step(key: str) -> str:
+    """Return the step of the script that a key of the journal (`ai.turn_steps`) stands for.
 
-    The only place that knows how the journal names its steps: a member's path is the id of the call that gave the task.
+    The only place that knows how the journal names its steps. Raises ValueError for a key that it does not know: what
+    is recorded under it could be repeated unnoticed.
     """
     found = _KEY.fullmatch(key)
     if found is None:
-        return None
+        raise ValueError(f"the journal has a step {key!r}, and no step of the script is called so")
     if found["tool"]:
         return "buyer/pay"
     return found["own"] or f"{found['member'] or 'leader'}/{found['request']}"

@@ -13,17 +13,21 @@ from tests.support.model_wire import Calls, Says
     [
         ("model.request#1", "leader/1"),
         ("model.request#2", "leader/2"),
-        ("to-buyer/model.request#1", "buyer/1"),
-        ("to-reader/model.request#1", "reader/1"),
-        ("to-buyer/tool:pay@pay-1#1", "buyer/pay"),
+        ("buyer[5f0e7d38]/model.request#1", "buyer/1"),
+        ("reader[5f0e7d38]/model.request#1", "reader/1"),
+        ("buyer[5f0e7d38]/tool:pay@pay-1#1", "buyer/pay"),
         ("first#1", "first"),
         ("pay#1", "pay"),
-        ("context", None),
-        ("to-buyer/failure#1", None),
     ],
 )
-def test_the_journals_keys_are_steps_of_the_script(key: str, step: str | None) -> None:
+def test_the_journals_keys_are_steps_of_the_script(key: str, step: str) -> None:
     assert logical_step(key) == step
+
+
+@pytest.mark.parametrize("key", ["first#2", "buyer/model.request#1", "buyer[5f0e7d38]/failure#1"])
+def test_a_key_of_the_journal_that_is_no_step_is_not_passed_over(key: str) -> None:
+    with pytest.raises(ValueError, match="no step of the script is called so"):
+        logical_step(key)
 
 
 def test_a_step_implies_all_that_it_was_told_of() -> None:
