@@ -30,15 +30,6 @@ class Call:
     """Whether it was held back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What is stored to answer a run again."""
-
-    body: bytes
-    at: float
-    """When it was stored: unix seconds."""
-
-
 @dataclass(frozen=True)
 class Evidence:
     """All of it, once every fault is over and nothing moves any more."""
@@ -53,7 +44,8 @@ class Evidence:
     """By Postgres: of each session the runs, in the order of `run_index`; members' runs are not among them."""
     stored_times: Mapping[str, int] = field(default_factory=dict)
     """How often each run's row was inserted and committed."""
-    receipts: Mapping[str, Receipt] = field(default_factory=dict)
+    receipts: Mapping[str, bytes] = field(default_factory=dict)
+    """Of each run the reply's bytes as they are stored to answer it again."""
     states: Mapping[str, Mapping[str, JsonValue]] = field(default_factory=dict)
     """Of each session its state."""
     recorded: Mapping[tuple[str, str], float] = field(default_factory=dict)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Final
 
@@ -29,13 +30,10 @@ KillPoint = Callable[[Scene, random.Random], Awaitable[bool]]
 
 async def after_delivery(scene: Scene, rng: random.Random) -> bool:
     """The request has come to the worker; no word of it has come to Postgres."""
-    place, session = await _chosen(scene, rng, Fault.KILL_AFTER_DELIVERY)
-    run_id = f"{session.session_id}/00000"
-    with place.postgres.holding() as hold, place.amqp.watching(run_id, Towards.WORKER) as delivered:
-        await scene.load.ask(session)
-        await delivered.wait()
-        scene.crew.kill(place, Fault.KILL_AFTER_DELIVERY)
-        hold.drop()
+    async with _delivered(scene, rng, Fault.KILL_AFTER_DELIVERY) as (place, _):
+        with place.postgres.holding() as hold:
+            scene.crew.kill(place, Fault.KILL_AFTER_DELIVERY)
+            hold.drop()
     return True
 
 
@@ -80,32 +78,25 @@ async def after_call(scene: Scene, rng: random.Random) -> bool:
 
 async def after_commit(scene: Scene, rng: random.Random) -> bool:
     """The turn is committed, and no reply has come to RabbitMQ."""
-    place, session = await _chosen(scene, rng, Fault.KILL_AFTER_COMMIT)
-    run_id = f"{session.session_id}/00000"
-    committed = asyncio.Event()
-
-    def notified(*told: object) -> None:
-        if told[-1] == run_id:
-            committed.set()
-
+    committed: asyncio.Queue[object] = asyncio.Queue()
     async with scene.database() as database:
-        await database.add_listener("chaos_committed", notified)
-        with place.amqp.holding(_RESULTS) as hold:
-            await scene.load.ask(session)
-            await committed.wait()
-            scene.crew.kill(place, Fault.KILL_AFTER_COMMIT)
-            hold.drop()
+        await database.add_listener("chaos_committed", lambda *told: committed.put_nowait(told[-1]))
+        async with _delivered(scene, rng, Fault.KILL_AFTER_COMMIT) as (place, run_id):
+            with place.amqp.holding(_RESULTS) as hold:
+                while await committed.get() != run_id:
+                    pass
+                scene.crew.kill(place, Fault.KILL_AFTER_COMMIT)
+                hold.drop()
     return True
 
 
 async def after_reply(scene: Scene, rng: random.Random) -> bool:
     """The reply is with its consumer; the request is not acknowledged."""
-    place, session = await _chosen(scene, rng, Fault.KILL_AFTER_REPLY)
-    with place.amqp.holding(_INTAKE) as hold:
-        request = await scene.load.ask(session)
-        await request.answered.wait()
-        scene.crew.kill(place, Fault.KILL_AFTER_REPLY)
-        hold.drop()
+    async with _delivered(scene, rng, Fault.KILL_AFTER_REPLY) as (place, run_id):
+        with place.amqp.holding(_INTAKE) as hold:
+            await scene.load.requests[run_id].answered.wait()
+            scene.crew.kill(place, Fault.KILL_AFTER_REPLY)
+            hold.drop()
     return True
 
 
@@ -120,6 +111,24 @@ KILL_POINTS: Final[Mapping[Fault, KillPoint]] = MappingProxyType(
         Fault.KILL_AFTER_REPLY: after_reply,
     }
 )
+
+
+@asynccontextmanager
+async def _delivered(scene: Scene, rng: random.Random, name: str) -> AsyncIterator[tuple[Place, str]]:
+    """Have a request come to a worker, and enter the block before that worker can do anything about it.
+
+    All that it then says comes by this process, which has not been anywhere else since it passed the request on.
+    """
+    place, session = await _chosen(scene, rng, name)
+    run_id = f"{session.session_id}/00000"
+    with place.amqp.watching(run_id, Towards.WORKER) as delivered:
+        asking = asyncio.create_task(scene.load.ask(session))
+        try:
+            await delivered.wait()
+            yield place, run_id
+        finally:
+            await asking
+    await scene.load.ask(session)
 
 
 async def _chosen(scene: Scene, rng: random.Random, name: str) -> tuple[Place, Session]:

@@ -9,7 +9,7 @@ from typing import Final
 from aio_pika.abc import AbstractConnection
 from pydantic import JsonValue
 
-from tests.chaos.evidence import Evidence, Receipt
+from tests.chaos.evidence import Evidence
 from tests.chaos.scene import Scene
 from tests.chaos.script import logical_step
 from worker.broker import close_quietly, connected
@@ -19,10 +19,6 @@ _STORED: Final = """
     select session_id, array_agg(run_id order by run_index) as runs
     from ai.agno_runs where parent_run_id is null group by session_id
 """
-_RECEIPTS: Final = """
-    select receipt.run_id, receipt.reply, extract(epoch from answered.at)::float8 as at
-    from ai.receipts as receipt join chaos.answered as answered on answered.run_id = receipt.run_id
-"""
 _RECORDED: Final = "select run_id, step, extract(epoch from at)::float8 as at from chaos.recorded"
 
 
@@ -31,7 +27,7 @@ async def gather(scene: Scene) -> Evidence:
     async with scene.database() as database:
         stored = await database.fetch(_STORED)
         times = await database.fetch("select run_id, count(*) as times from chaos.stored group by run_id")
-        receipts = await database.fetch(_RECEIPTS)
+        receipts = await database.fetch("select run_id, reply from ai.receipts")
         states = await database.fetch(
             "select session_id, session_data -> 'session_state' as state from ai.agno_sessions"
         )
@@ -48,7 +44,7 @@ async def gather(scene: Scene) -> Evidence:
         calls=scene.stub.calls,
         stored={row["session_id"]: list(row["runs"]) for row in stored},
         stored_times={row["run_id"]: row["times"] for row in times},
-        receipts={row["run_id"]: Receipt(bytes(row["reply"]), row["at"]) for row in receipts},
+        receipts={row["run_id"]: bytes(row["reply"]) for row in receipts},
         states={row["session_id"]: _counts(row["state"]) for row in states},
         recorded=recorded,
         unanswered=scene.load.behind(),

@@ -8,11 +8,6 @@ create table chaos.stored (
     at      timestamptz not null
 );
 
-create table chaos.answered (
-    run_id  text primary key,
-    at      timestamptz not null
-);
-
 -- A row each finished step of a turn; the journal's own rows are gone with the commit.
 create table chaos.recorded (
     run_id  text not null,
@@ -35,7 +30,6 @@ create trigger chaos_note_run after insert on ai.agno_runs for each row execute 
 -- Who waits for the commit of a run hears of it when it is committed, and not before.
 create function chaos.note_receipt() returns trigger language plpgsql as $$
 begin
-    insert into chaos.answered values (new.run_id, clock_timestamp());
     if new.run_id like 'kill_after_commit%' then
         perform pg_notify('chaos_committed', new.run_id);
     end if;
