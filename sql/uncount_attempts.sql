@@ -1,5 +1,5 @@
--- Records that some starts were ended by a worker that stops: they do not count as fruitless.
+-- Records that some starts did not cost their worker its life: they do not count as fruitless.
 -- $1 text[]: run ids. No rows.
 update turn_attempts as attempt
-set uncounted = attempt.uncounted + 1
+set uncounted = least(attempt.uncounted + 1, attempt.attempts)
 where attempt.run_id = any ($1::text[]);

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from typing import Final
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
-from worker.errors import StoreUnavailable
+from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
 from worker.executors.journal import Journal, StepRecord, StepState
 from worker.executors.turn import Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
-from worker.sessions.store import ClaimedSession
+from worker.sessions.store import ClaimedSession, SessionStore
 
 _RECORD_AFTER_SECONDS: Final = 0.05
 _UNCOUNT_SECONDS: Final = 2.0
+_OUTAGE_SECONDS: Final = 600.0
+_RETRY_SECONDS: Final = 1.0
 
 _log = structlog.get_logger()
 
@@ -33,7 +35,8 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, jour
     request, claim = claimed.request, claimed.claim
     earlier = Earlier(attempt=1)
     if claim.attempts or received.attempts or received.delivery.redelivered:
-        earlier = await claimed.begin_attempt()
+        earlier = await claimed.begin_attempt(outlived=received.outlived)
+        received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
     bind_contextvars(attempt=received.attempts)
     if steps := finished_steps(earlier):
@@ -97,3 +100,29 @@ async def _uncount(claimed: ClaimedSession) -> None:
     with suppress(StoreUnavailable, TimeoutError):
         async with asyncio.timeout(_UNCOUNT_SECONDS):
             await claimed.uncount_attempt()
+
+
+@contextmanager
+def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]:
+    """Note it if the attempt ends for what is no fault of the run's: the lane is lost, or its claim outdated."""
+    try:
+        yield
+    except (StoreUnavailable, ClaimOutdated):
+        received.outlived += not turn.steps.journal.has_recorded
+        raise
+
+
+async def outlived(sessions: SessionStore, received: RequestDelivery) -> None:
+    """Record that this worker lives, though its attempts came to nothing, once Postgres is there again.
+
+    Else a run that needs some minutes for its first step would be taken for poison after a few restarts of Postgres.
+    Nothing else of the session can be done here meanwhile.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_OUTAGE_SECONDS):
+            while received.outlived:
+                try:
+                    await sessions.uncount_attempt(received.request)
+                    received.outlived -= 1
+                except StoreUnavailable:
+                    await asyncio.sleep(_RETRY_SECONDS)

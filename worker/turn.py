@@ -62,7 +62,7 @@ from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.stored_runs import FinishedTurn
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
-from worker.starts import begun_turn, finished_steps, start_recorded
+from worker.starts import begun_turn, counted_if_outlived, finished_steps, outlived, start_recorded
 
 _LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
@@ -118,6 +118,8 @@ class TurnTaker:
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
+            if answer is None and received.outlived:
+                await outlived(self._sessions, received)
             if answer is not None:
                 # Not for a refusal: the session may be somebody else's.
                 summarized = executor if answer.of_turn else None
@@ -194,20 +196,23 @@ class TurnTaker:
         """Take the turn and commit it. Users' code can't make this raise; only the database can."""
         request, claim = claimed.request, claimed.claim
         started = time.time()
-        if claim.fruitless >= self._max_attempts:
+        fruitless = claim.fruitless - received.outlived
+        if fruitless >= self._max_attempts:
             turn, outcome = await self._given_up(claimed)
         else:
-            alone = claim.fruitless >= self._alone_from
+            alone = fruitless >= self._alone_from
             async with self._company.joined(alone=alone) as place:
                 again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
                 turn = await begun_turn(claimed, received, journal=getattr(executor, "journal", True))
                 turn.steps.journal.recorded_first = place.share
-                async with start_recorded(claimed, turn, already=again):
-                    outcome = await attempt(
-                        executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
-                    )
+                with counted_if_outlived(received, turn):
+                    async with start_recorded(claimed, turn, already=again):
+                        outcome = await attempt(
+                            executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
+                        )
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
-        return await self._stored(claimed, executor, turn, outcome, timing)
+        with counted_if_outlived(received, turn):
+            return await self._stored(claimed, executor, turn, outcome, timing)
 
     async def _given_up(self, claimed: ClaimedSession) -> tuple[Turn, Outcome]:
         """Return the turn of a request that is taken for what kills its workers, without executing it."""

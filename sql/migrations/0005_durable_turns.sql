@@ -45,7 +45,8 @@ $$;
 -- Begins further attempts of runs, and returns what the earlier ones left. One row a run: how often it was started, this
 -- start included; the steps and, by their positions from 1, their records; the history that the first attempt was given,
 -- if that is recorded.
---   runs: [{"run_id", "session_id", "request" (hex)}], each run once
+--   runs: [{"run_id", "session_id", "request" (hex), "outlived"}], each run once; outlived: how many of its attempts this worker
+--   has outlived since it said so last: they are not fruitless
 create function begin_attempts(runs jsonb, by_worker varchar)
 returns table (run_id varchar, attempts integer, steps jsonb, records bytea[], history jsonb)
 language plpgsql volatile
@@ -55,15 +56,19 @@ declare
     known integer;
 begin
     for run in
-        select entry.run_id, entry.session_id, decode(entry.request, 'hex') as request
-        from jsonb_to_recordset(runs) as entry (run_id varchar, session_id varchar, request varchar)
+        select entry.run_id, entry.session_id, decode(entry.request, 'hex') as request, entry.outlived
+        from jsonb_to_recordset(runs) as entry (
+            run_id varchar, session_id varchar, request varchar, outlived integer
+        )
         order by entry.run_id
     loop
         known := (select found.attempts from attempts_of(run.run_id, run.request) as found);
         insert into turn_attempts as attempt (run_id, attempts, session_id, worker)
         values (run.run_id, known + 1, run.session_id, by_worker)
         on conflict on constraint turn_attempts_pkey do update
-        set attempts = known + 1, started_at = now(), session_id = excluded.session_id, worker = excluded.worker;
+        set attempts = known + 1,
+            uncounted = least(attempt.uncounted + coalesce(run.outlived, 0), known),
+            started_at = now(), session_id = excluded.session_id, worker = excluded.worker;
 
         begin_attempts.run_id := run.run_id;
         begin_attempts.attempts := known + 1;

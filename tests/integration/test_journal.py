@@ -138,3 +138,37 @@ async def test_a_journal_is_kept_unless_it_is_switched_off(
         go.set()
         await broker.reply(run_id)
     assert recorded == (2 if journal else 0)
+
+
+async def test_a_lane_that_is_lost_again_and_again_makes_no_run_poison(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    starts, go = 0, asyncio.Event()
+
+    @executor("stuck")
+    async def stuck(turn: Turn) -> JsonValue:
+        nonlocal starts
+        starts += 1
+        await asyncio.sleep(0)
+        if starts <= 5:
+            await turn.step("waits", go.wait, repeatable=True)
+        return turn.attempt
+
+    async with worker_of(settings.model_copy(update={"max_attempts": 2}), stuck):
+        run_id = await broker.ask("s1", team_id="stuck")
+        for number in range(1, 6):
+            await eventually(lambda number=number: starts == number)  # type: ignore[misc]
+            await eventually(lambda: _attempt_recorded(database))
+            await database.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'teamturn lane%'"
+                " and datname = current_database()"
+            )
+            go.set()
+            await asyncio.sleep(0)
+            go.clear()
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"]) == ("COMPLETED", 6)
+
+
+async def _attempt_recorded(database: asyncpg.Connection) -> bool:
+    return bool(await database.fetchval("select count(*) from ai.turn_attempts"))

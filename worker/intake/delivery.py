@@ -93,6 +93,8 @@ class RequestDelivery:
     request: RunRequest
     outdated: int = 0
     """How many of its claims were outdated when they were to be committed."""
+    outlived: int = 0
+    """How many of its attempts ended here without a recorded step, though the worker lives; to be uncounted."""
     attempts: int = 0
     """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
 

@@ -196,10 +196,20 @@ class BeginRow:
     run_id: str
     session_id: str
     fingerprint: bytes
+    outlived: int = 0
+    """How many of its attempts this worker has outlived since it said so last."""
 
 
 def _begin_arguments(rows: Sequence[BeginRow]) -> Sequence[Any]:
-    runs = [{"run_id": row.run_id, "session_id": row.session_id, "request": row.fingerprint.hex()} for row in rows]
+    runs = [
+        {
+            "run_id": row.run_id,
+            "session_id": row.session_id,
+            "request": row.fingerprint.hex(),
+            "outlived": row.outlived,
+        }
+        for row in rows
+    ]
     return [to_json(runs).decode(), worker_name()]
 
 

@@ -76,13 +76,16 @@ class ClaimedSession:
         """Record that the run is started, and return how often it was."""
         return await self._lane.submit(statements.COUNT_ATTEMPT, StartRow(self.request.run_id, self.request.session_id))
 
-    async def begin_attempt(self) -> Earlier:
-        """Record that a further attempt of the run begins, and return what the earlier ones left."""
-        row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint)
+    async def begin_attempt(self, *, outlived: int = 0) -> Earlier:
+        """Record that a further attempt of the run begins, and return what the earlier ones left.
+
+        So many of them this worker has outlived: they were not fruitless for what the run does.
+        """
+        row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint, outlived)
         return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
 
     async def uncount_attempt(self) -> None:
-        """Record that the attempt was ended by a worker that stops: it is not fruitless for that."""
+        """Record that the attempt did not cost this worker its life: it is not fruitless."""
         await self._lane.submit(statements.UNCOUNT_ATTEMPT, self.request.run_id)
 
     async def record_steps(self, steps: Sequence[StepRecord]) -> None:
@@ -210,6 +213,10 @@ class SessionStore:
             yield ClaimedSession(request=request, claim=claim, _lane=lane)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
+
+    async def uncount_attempt(self, request: RunRequest) -> None:
+        """Record that this worker has outlived an attempt of the run. It needs no claim. Raises StoreUnavailable."""
+        await self._lane_of(request.session_id).connection().submit(statements.UNCOUNT_ATTEMPT, request.run_id)
 
     async def unsummarized(self, session_id: str, *, after: int | None = None) -> Unsummarized | None:
         """Return what the session's summary lacks, in the runs after a run_index; None if there is no such session.
