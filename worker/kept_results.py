@@ -12,25 +12,33 @@ finds decides:
     ... written by others   the commit is refused: it is dropped, and the turn is taken again
     ... deleted             it ends as `session_deleted`, as it would have without the outage
 
+A turn that was not at its end, and whose next step could not be recorded, is taken up again by its next attempt. What
+its steps had come to by then is kept in the same way, and recorded first: a call that must not be made twice would be
+called uncertain otherwise. Such an attempt is not fruitless: nothing but Postgres ended it.
+
 It is kept for an hour, and while there is room; what is dropped then is a turn that is taken again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Final, Self
 
 import structlog
 
 from schemas.requests import RunRequest
+from worker.errors import StoreUnavailable
 from worker.executors.attempt import Outcome
+from worker.executors.journal import StepRecord
 from worker.executors.steps import Steps
 from worker.executors.turn import Turn
 from worker.replies.answers import Timing
 from worker.sessions.claim import Claim
+from worker.sessions.store import ClaimedSession
 
 KEPT_FOR: Final = timedelta(hours=1)
 MOST_RESULTS: Final = 1024
@@ -58,8 +66,34 @@ class KeptResult:
         return replace(claim, attempts=max(claim.attempts, self.turn.attempt))
 
 
+@dataclass(frozen=True, slots=True)
+class KeptSteps:
+    """What the steps of an attempt had come to when its lane was lost."""
+
+    attempt: int
+    records: tuple[StepRecord, ...]
+    fruitless: bool
+    """Whether it is so without them: no other step of the attempt is recorded."""
+
+    @classmethod
+    def of(cls, turn: Turn) -> Self:
+        """Return those of a turn whose attempt was ended by the loss of its lane."""
+        journal = turn.steps.journal
+        return cls(turn.attempt, tuple(journal.unrecorded), fruitless=not journal.has_recorded)
+
+    def is_newest_in(self, claim: Claim) -> bool:
+        """Whether no later attempt was begun since."""
+        return claim.attempts <= self.attempt
+
+    async def recorded(self, claimed: ClaimedSession) -> ClaimedSession:
+        """Record them under a new claim, and return it with what has changed by that. Raises as `record_steps` does."""
+        await claimed.record_steps(self.records)
+        fruitless = max(claimed.claim.fruitless - self.fruitless, 0)
+        return replace(claimed, claim=replace(claimed.claim, fruitless=fruitless))
+
+
 class KeptResults:
-    """The results that are kept, by their requests; the oldest are dropped where there are too many."""
+    """What is kept, by the requests it is of; the oldest is dropped where there is too much."""
 
     def __init__(
         self,
@@ -80,23 +114,33 @@ class KeptResults:
         """Return how many are kept."""
         return len(self._kept)
 
-    def keep(self, request: RunRequest, result: KeptResult) -> None:
-        """Keep a result for its request, until it is dropped."""
+    def keep(self, request: RunRequest, kept: KeptResult | KeptSteps) -> None:
+        """Keep a result, or steps, for its request, until it is dropped."""
         self.drop(request)
-        kept = _without_history(result)
+        if isinstance(kept, KeptResult):
+            kept = _without_history(kept)
+            _log.info("result_kept", consequence="it is committed when Postgres is back")
         size_bytes = _size_bytes(kept)
         self._kept[request.fingerprint] = _Entry(request, kept, size_bytes, self._now())
         self._bytes += size_bytes
-        _log.info("result_kept", consequence="it is committed when Postgres is back")
         while len(self._kept) > self._most or self._bytes > self._most_bytes:
-            self._drop_oldest("too many results are kept")
+            self._drop_oldest("too much is kept")
 
-    def find(self, request: RunRequest) -> KeptResult | None:
-        """Return the result that is kept for a request, if there is one."""
+    @contextmanager
+    def steps_kept(self, request: RunRequest, turn: Turn) -> Iterator[None]:
+        """Keep the turn's steps if the block, its attempt, is ended by the loss of its lane."""
+        try:
+            yield
+        except StoreUnavailable:
+            self.keep(request, KeptSteps.of(turn))
+            raise
+
+    def find(self, request: RunRequest) -> KeptResult | KeptSteps | None:
+        """Return what is kept for a request, if anything is."""
         while self._kept and self._now() - next(iter(self._kept.values())).since > self._kept_seconds:
             self._drop_oldest(f"Postgres did not take it in {self._kept_seconds:g} s")
         found = self._kept.get(request.fingerprint)
-        return None if found is None else found.result
+        return None if found is None else found.kept
 
     def drop(self, request: RunRequest) -> None:
         """Keep nothing for a request any more."""
@@ -118,7 +162,7 @@ class KeptResults:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     request: RunRequest
-    result: KeptResult
+    kept: KeptResult | KeptSteps
     size_bytes: int
     since: float
 
@@ -129,9 +173,11 @@ def _without_history(result: KeptResult) -> KeptResult:
     return replace(result, claim=replace(result.claim, history=()), turn=turn)
 
 
-def _size_bytes(result: KeptResult) -> int:
-    """Return about how large a result is."""
+def _size_bytes(kept: KeptResult | KeptSteps) -> int:
+    """Return about how large it is."""
+    if isinstance(kept, KeptSteps):
+        return sum(len(step.record) for step in kept.records)
     try:
-        return len(repr(result.turn)) + len(repr(result.outcome))
+        return len(repr(kept.turn)) + len(repr(kept.outcome))
     except Exception:  # noqa: BLE001 - an executor can leave anything in a turn's fields; the commit says what is wrong
         return 0

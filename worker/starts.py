@@ -54,7 +54,7 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, jour
 
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
     """Return the steps that earlier attempts have recorded the end of."""
-    return [step for step in earlier.steps if step.state is not StepState.STARTED]
+    return [step for step in earlier.steps if step.state in {StepState.DONE, StepState.FAILED}]
 
 
 def _given(claim: Claim, earlier: Earlier) -> TurnContext:
@@ -108,7 +108,8 @@ def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]
     try:
         yield
     except (StoreUnavailable, ClaimOutdated):
-        received.outlived += not turn.steps.journal.has_recorded
+        journal = turn.steps.journal
+        received.outlived += not (journal.has_recorded or journal.unrecorded)  # which is recorded before the next one
         raise
 
 

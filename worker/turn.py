@@ -184,7 +184,7 @@ class TurnTaker:
             return None  # given away while it waited for a slot or for its claim
         match decide(
             claimed.request,
-            claimed.claim if kept is None else kept.seen_in(claimed.claim),
+            kept.seen_in(claimed.claim) if isinstance(kept, KeptResult) else claimed.claim,
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
         ):
@@ -193,10 +193,13 @@ class TurnTaker:
                 return _replayed(reply, received.delivery)
             case Refuse() as refusal:
                 return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
-            case Execute() if executor is not None and kept is not None and kept.is_newest_in(claimed.claim):
-                as_it_was = replace(claimed, claim=kept.claim)
-                return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
             case Execute() if executor is not None:
+                if kept is not None and kept.is_newest_in(claimed.claim):
+                    if isinstance(kept, KeptResult):
+                        as_it_was = replace(claimed, claim=kept.claim)
+                        return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
+                    claimed = await kept.recorded(claimed)
+                self._kept.drop(claimed.request)
                 return await self._executed(claimed, received, executor) if received.alive else None
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
@@ -224,7 +227,7 @@ class TurnTaker:
                 again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
                 turn = await begun_turn(claimed, received, journal=getattr(executor, "journal", True))
                 turn.steps.journal.recorded_first = place.share
-                with counted_if_outlived(received, turn):
+                with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
                     async with start_recorded(claimed, turn, already=again):
                         outcome = await attempt(
                             executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline

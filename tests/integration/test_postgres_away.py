@@ -137,7 +137,8 @@ async def test_where_another_worker_has_the_request_by_then_it_is_stored_once(
 async def someone_waits_for_a_lock(settings: Settings) -> bool:
     looking = await asyncpg.connect(settings.postgres_url.get_secret_value())
     try:
-        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database())"
+        waiting = """select count(*) from pg_locks where locktype = 'advisory' and not granted
+                     and database = (select oid from pg_database where datname = current_database())"""
         return bool(await looking.fetchval(waiting))
     finally:
         await looking.close()
@@ -221,3 +222,67 @@ async def test_after_the_stated_time_the_result_is_dropped_and_the_turn_taken_ag
             await eventually(lambda: any(event["event"] == "kept_result_dropped" for event in logged))
             line.is_down = False
             assert (await broker.reply(run_id))["content"] == "answer 2"
+
+
+async def test_a_call_that_is_made_meanwhile_is_neither_made_again_nor_called_uncertain(
+    by_line: Settings, line: Proxy, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    calls: list[str] = []
+    open_again = asyncio.Event()
+
+    async def pay() -> JsonValue:
+        calls.append("pay")
+        await open_again.wait()
+        return "receipt"
+
+    @executor("pays")
+    async def pays(turn: Turn) -> JsonValue:
+        paid = await turn.step("pay", pay)
+        return [paid, await turn.step("thank", lambda: calls.append("thank"))]
+
+    async with worker_of(by_line, pays) as worker:
+        run_id = await broker.ask("s1", team_id="pays")
+        await eventually(lambda: calls == ["pay"])
+        line.is_down = True
+        line.cut()
+        await eventually(lambda: not worker.consumers.wanted)
+        open_again.set()
+        line.is_down = False
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"], reply["attempt"]) == ("COMPLETED", ["receipt", None], 2)
+    assert calls == ["pay", "thank"]
+    assert await database.fetchval("select count(*) from turn_steps") == 0
+
+
+async def test_attempts_that_only_postgres_ended_are_not_fruitless(
+    by_line: Settings, line: Proxy, broker: TestBroker
+) -> None:
+    attempts: list[int] = []
+    goes_on = asyncio.Event()
+
+    @executor("steps")
+    async def steps(turn: Turn) -> JsonValue:
+        attempts.append(turn.attempt)
+        await goes_on.wait()
+        await turn.step(f"step of attempt {turn.attempt}", lambda: None)
+        return "done"
+
+    async with worker_of(by_line.model_copy(update={"max_attempts": 2}), steps) as worker:
+        run_id = await broker.ask("s1", team_id="steps")
+        for times in range(1, 5):
+            await eventually(partial(has_length, attempts, times))
+            line.is_down = True
+            line.cut()
+            await eventually(lambda: not worker.consumers.wanted)
+            goes_on.set()
+            await eventually(lambda: line.refused >= 3)
+            goes_on.clear()
+            line.is_down = False
+        goes_on.set()
+        reply = await broker.reply(run_id)
+    assert reply["status"] == "COMPLETED", reply["error"]
+    assert len(attempts) == 5
+
+
+def has_length(found: list[int], length: int) -> bool:
+    return len(found) == length

@@ -1,4 +1,4 @@
-"""Results that Postgres has not confirmed: kept within bounds, the oldest dropped, and no execution's memory with them."""
+"""Results that Postgres has not confirmed: kept within bounds, the oldest dropped, without what only the run needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
@@ -42,7 +43,7 @@ def test_a_result_is_found_by_its_request_until_it_is_dropped() -> None:
     results = KeptResults()
     results.keep(REQUESTS[0], a_result())
     found = results.find(a_request(run_id="r0"))
-    assert found is not None
+    assert isinstance(found, KeptResult)
     assert found.outcome.content == "answer"
     results.drop(REQUESTS[0])
     assert results.find(REQUESTS[0]) is None
@@ -107,7 +108,7 @@ def test_neither_the_history_nor_the_journal_is_kept() -> None:
     results = KeptResults()
     results.keep(REQUESTS[0], replace(a_result(), claim=a_claim(history=history), turn=turn))
     found = results.find(REQUESTS[0])
-    assert found is not None
+    assert isinstance(found, KeptResult)
     assert found.turn.history == found.claim.history == ()
     assert found.turn.steps is not turn.steps
 
@@ -123,6 +124,7 @@ def test_an_instant_attempt_that_is_not_recorded_was_begun_all_the_same() -> Non
 
 def test_a_result_whose_fields_hold_what_can_not_be_shown_is_kept() -> None:
     class Odd:
+        @override
         def __repr__(self) -> str:
             raise RuntimeError
 
