@@ -286,3 +286,78 @@ async def test_attempts_that_only_postgres_ended_are_not_fruitless(
 
 def has_length(found: list[int], length: int) -> bool:
     return len(found) == length
+
+
+# --- Postgres is there, and takes no writes ---
+
+
+async def refuse_runs(database: asyncpg.Connection, sqlstate: str) -> None:
+    """Have Postgres refuse to store runs with an error of its own, as where its disk is full (53100)."""
+    await database.execute(
+        f"""create function refuse() returns trigger language plpgsql as $$
+            begin raise exception 'as a test wants it' using errcode = '{sqlstate}'; end $$;
+            create trigger refuse before insert on agno_runs for each statement execute function refuse()"""
+    )
+
+
+async def take_runs_again(database: asyncpg.Connection) -> None:
+    await database.execute("drop trigger refuse on agno_runs")
+
+
+async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stored_when_there_is_room(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    held.open.set()
+    await refuse_runs(database, "53100")
+    with capture_logs() as logged:
+        async with worker_of(settings, held.executor) as worker:
+            first = await broker.ask("s1", team_id="held")
+            await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 1)
+            await eventually(lambda: not worker.consumers.wanted)
+            asked = [first, *[await broker.ask(f"s{number}", team_id="held") for number in range(1, 4)]]
+            await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 3)
+            assert held.started == [first], "what could not be stored is not started"
+            await take_runs_again(database)
+            await broker.replies_of(asked)
+    assert sorted(held.started) == sorted(asked)
+    (given_up,) = [event for event in logged if event["event"] == "partitions_given_up"]
+    assert "disk is full" in given_up["reason"]
+
+
+async def test_a_server_that_has_become_a_stand_by_is_left_and_what_was_finished_is_stored_by_the_next(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    held.open.set()
+    await refuse_runs(database, "25006")
+    with capture_logs() as logged:
+        async with worker_of(settings, held.executor):
+            run_id = await broker.ask("s1", team_id="held")
+            await eventually(lambda: any(event["event"] == "lane_reconnected" for event in logged))
+            await take_runs_again(database)
+            await broker.reply(run_id)
+    assert held.started == [run_id]
+
+
+async def test_while_only_a_stand_by_answers_nothing_is_consumed_and_nothing_failed(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    name = await database.fetchval("select current_database()")
+    async with worker_of(settings, held.executor) as worker:
+        first = await broker.ask("s1", team_id="held")
+        await eventually(lambda: held.started == [first])
+        await database.execute(f'alter database "{name}" set default_transaction_read_only = on')
+        await database.execute(
+            """select pg_terminate_backend(pid) from pg_stat_activity
+               where application_name like 'teamturn lane%' and datname = current_database()"""
+        )
+        await eventually(lambda: not worker.consumers.wanted)
+        held.open.set()
+        await eventually(lambda: held.ended == [first])
+        second = await broker.ask("s2", team_id="held")
+        await database.execute(f'alter database "{name}" set default_transaction_read_only = off')
+        assert (await broker.reply(first))["attempt"] == 1
+        assert (await broker.reply(second))["attempt"] == 1
+    assert held.started == [first, second]
