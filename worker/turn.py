@@ -225,7 +225,7 @@ class TurnTaker:
             alone = fruitless >= self._alone_from
             async with self._company.joined(alone=alone) as place:
                 again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
-                turn = await begun_turn(claimed, received, journal=getattr(executor, "journal", True))
+                turn = await begun_turn(claimed, received, executor)
                 turn.steps.journal.recorded_first = place.share
                 with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
                     async with start_recorded(claimed, turn, already=again):
@@ -306,6 +306,7 @@ class TurnTaker:
             messages=tuple(turn.messages),
             member_runs=tuple(turn.member_runs),
             step_results=tuple(turn.step_results),
+            details=turn.details,
         )
         try:
             await claimed.commit(reply, body, left)

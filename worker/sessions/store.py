@@ -23,7 +23,7 @@ from worker.errors import (
 )
 from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
-from worker.executors.turn import Usage
+from worker.executors.turn import JsonObject, Usage
 from worker.sessions import statements
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.lanes import Lane, LaneConnection
@@ -39,6 +39,7 @@ from worker.sessions.statements import (
     SummaryRow,
     Unsummarized,
     UnsummarizedRow,
+    WholeRunsRow,
 )
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
 from worker.sessions.writes import Writes
@@ -78,6 +79,11 @@ class ClaimedSession:
         """
         row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint, outlived)
         return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
+
+    async def whole_runs(self, run_ids: Sequence[str]) -> tuple[JsonObject, ...]:
+        """Return runs of the session as they are stored, each after its members' runs; see Turn.whole_history."""
+        row = WholeRunsRow(self.request.session_id, tuple(run_ids))
+        return await self._lane.submit(statements.READ_WHOLE_RUNS, row)
 
     async def uncount_attempt(self) -> None:
         """Record that the attempt did not cost this worker its life: it is not fruitless."""

@@ -1,0 +1,101 @@
+"""`AgnoExecutor`: an Agno Team, Agent or Workflow, as something that can take turns."""
+
+from __future__ import annotations
+
+from types import EllipsisType
+from typing import Any, Final
+
+from agno.agent import Agent
+from agno.run.base import RunStatus
+from agno.team import Team
+from agno.workflow import Workflow
+from pydantic import JsonValue
+
+from schemas.ids import SessionType
+from worker.agno.copies import copy_for_turn, initialized
+from worker.agno.database import SessionInTurn
+from worker.agno.failures import failure_of_model, failure_of_run
+from worker.agno.given import given_input
+from worker.agno.history import session_of
+from worker.agno.models import TurnModels
+from worker.agno.results import leave
+from worker.agno.settings import history_runs_of
+from worker.errors import ExecutorFailed
+from worker.executors.arguments import target_of
+from worker.executors.turn import Turn
+
+_KINDS: Final = ((Agent, SessionType.AGENT), (Team, SessionType.TEAM), (Workflow, SessionType.WORKFLOW))
+
+
+class AgnoExecutor:
+    """An Agno Team, Agent or Workflow, as something that can take turns. In TEAMTURN_TEAMS it becomes one by itself.
+
+    Sessions and runs are teamturn's; its own database is kept for everything else. Raises ValueError for what can't be.
+
+    Args:
+        agno: The Team, Agent or Workflow, with an id or a name: requests name it by its id.
+        history_runs: How many completed runs of the session Agno is given; by default as many as its settings ask for.
+        journal: Whether answers of its models are recorded, so that another attempt does not ask for them again.
+
+    """
+
+    whole_history: Final = True
+    summarizer = None
+
+    def __init__(self, agno: Any, *, history_runs: int | EllipsisType | None = ..., journal: bool = True) -> None:
+        kind = next((kind for of_type, kind in _KINDS if isinstance(agno, of_type)), None)
+        if kind is None:
+            raise ValueError(f"AgnoExecutor needs an Agno Team, Agent or Workflow, not {type(agno).__name__}")
+        if not agno.id and not agno.name:
+            raise ValueError(f"an Agno {type(agno).__name__} that requests can name needs an id or a name")
+        try:
+            initialized(agno)
+        except SystemExit:  # so Agno ends where it has no model, and its default's library is missing
+            raise ValueError(f"the Agno {type(agno).__name__} {agno.id or agno.name!r} has no model") from None
+        self.target = target_of(kind, agno.id, f"the id {agno.id!r}")
+        self.name = agno.name or agno.id
+        self.model_name = _model_name(agno)
+        self.journal = journal
+        self.history_runs = history_runs_of(agno) if isinstance(history_runs, EllipsisType) else history_runs
+        self._agno = agno
+        self._defaults = agno.session_state
+
+    async def run(self, turn: Turn) -> JsonValue:
+        """Take a turn."""
+        held = SessionInTurn(session_of(turn, self.target, self.name, self._defaults))
+        models = TurnModels(turn)
+        own = copy_for_turn(self._agno, held, models)
+        run = None
+        try:
+            run = await own.arun(
+                turn.input,
+                run_id=turn.run_id,
+                session_id=turn.session_id,
+                user_id=turn.user_id,
+                metadata=dict(turn.metadata),
+                stream=False,
+                **given_input(turn),
+            )
+        except Exception as error:
+            if any(error is failure for failure in models.failures):
+                raise failure_of_model(error) from error
+            raise
+        finally:
+            leave(turn, run, held, models.failures)
+        self._check(run, models)
+        content: JsonValue = run.content
+        return content
+
+    def _check(self, run: Any, models: TurnModels) -> None:
+        if run.status is RunStatus.completed:
+            return
+        if run.status is RunStatus.error:
+            raise failure_of_run(str(self.target), run, models.failures)
+        if run.status is RunStatus.paused:
+            raise ExecutorFailed(f"{self.target} waits for a decision or an input, which can't be given yet")
+        raise ExecutorFailed(f"{self.target} was cancelled by its own code")
+
+
+def _model_name(agno: Any) -> str | None:
+    model = getattr(agno, "model", None)
+    return None if model is None else f"{model.get_provider()}:{model.id}"

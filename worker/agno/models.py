@@ -1,0 +1,139 @@
+"""The models of a turn: each answer is a step, recorded before Agno goes on, and what it used is counted.
+
+Agno shares a Model between all that run with it, for its connections. A turn has a copy of its own, of a class derived
+from the model's, which passes requests on to the shared one. The key of a step is made of what is asked, so that a
+later attempt finds it whatever runs side by side; two requests that ask the same are interchangeable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, Final, cast
+
+import structlog
+from agno.models.base import Model
+from pydantic import JsonValue
+
+from worker.agno.answers import Unrecordable, answer_of, recorded_answer
+from worker.agno.asked import digest_of
+from worker.agno.tools import TurnTools
+from worker.executors.journal import Asked
+from worker.executors.turn import Turn
+
+_DIGEST_CHARACTERS: Final = 16
+_RECORDING: Final = "_teamturn_recording"
+"""The attribute of a turn's copy of a model that says what it passes requests on to."""
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class TurnModels:
+    """The models of one turn, and how they failed."""
+
+    turn: Turn
+    failures: list[Exception] = field(default_factory=list)
+    """What models have raised so far, in order: Agno keeps its text only."""
+    tools: TurnTools = field(init=False)
+    _copies: dict[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tools = TurnTools(self.turn)
+
+    def of(self, model: Any) -> Any:
+        """Return the turn's copy of a model; what is no Model of Agno's, as it is."""
+        if not isinstance(model, Model) or hasattr(model, _RECORDING):
+            return model
+        if id(model) not in self._copies:
+            own = copy(model)
+            own.__class__ = _recorded_class(cast("Hashable", type(model)))
+            setattr(own, _RECORDING, _Recording(model, self))
+            self._copies[id(model)] = own
+        return self._copies[id(model)]
+
+    async def answer(self, model: Any, asked: dict[str, Any]) -> Any:
+        """Have the model answer, or return what it answered in an earlier attempt."""
+        answer = await self._recorded(model, asked) if self.turn.steps.journal.kept else await self._ask(model, asked)
+        used, usage = answer.response_usage, self.turn.usage
+        usage.model_requests += 1
+        usage.input_tokens += getattr(used, "input_tokens", 0) or 0
+        usage.output_tokens += getattr(used, "output_tokens", 0) or 0
+        return answer
+
+    async def _recorded(self, model: Any, asked: dict[str, Any]) -> Any:
+        made: list[Any] = []
+
+        async def make() -> JsonValue:
+            made[:] = [await self._ask(model, asked)]
+            return recorded_answer(made[0])
+
+        digest = digest_of(model, asked)
+        name = f"{_asker(model, asked)}[{digest.hex()[:_DIGEST_CHARACTERS]}]/model.request"
+        step = Asked("", digest, repeatable=True, failure_kept=False, tokens=_tokens_recorded)
+        try:
+            recorded = await self.turn.steps.call(name, step, make)
+        except Unrecordable as error:
+            _log.warning("agno_answer_not_recorded", reason=str(error), consequence="a later attempt asks again")
+            return made[0]
+        return made[0] if made else answer_of(recorded, asked.get("response_format"))
+
+    async def _ask(self, model: Any, asked: dict[str, Any]) -> Any:
+        try:
+            return await model.ainvoke(**asked)
+        except Exception as error:
+            self.failures.append(error)
+            raise
+
+
+def _asker(model: Any, asked: dict[str, Any]) -> str:
+    """Return who asks, for people: an agent's or a team's id, or what the model is for."""
+    run = asked.get("run_response")
+    found = getattr(run, "agent_id", None) or getattr(run, "team_id", None)
+    return str(found or getattr(model.model_type, "value", model.model_type))
+
+
+def _tokens_recorded(recorded: Any) -> tuple[int, int]:
+    used = recorded.get("response_usage") or {}
+    return used.get("input_tokens") or 0, used.get("output_tokens") or 0
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """What a turn's copy of a model passes requests to."""
+
+    model: Any
+    models: TurnModels
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Recording:
+        return self  # a deep copy of the model asks the same one, in the same turn
+
+
+async def _recorded_ainvoke(self: Any, **asked: Any) -> Any:
+    recording: _Recording = getattr(self, _RECORDING)
+    return await recording.models.answer(recording.model, asked)
+
+
+@cache
+def _recorded_class(kind: Hashable) -> type:
+    """Return the class of a turn's copy of a model: the model's own, but for what is passed on.
+
+    It adds nothing to an instance, or one of the model's own class could not be made one of this.
+    """
+    own: Any = kind
+
+    async def arun_function_call(self: Any, function_call: Any) -> Any:
+        recording: _Recording = getattr(self, _RECORDING)
+        # Agno has models make the calls that they ask for.
+        return await recording.models.tools.call(partial(own.arun_function_call, self), function_call)
+
+    changed = {
+        "__module__": own.__module__,
+        "__qualname__": own.__qualname__,
+        "ainvoke": _recorded_ainvoke,
+        "arun_function_call": arun_function_call,
+    }
+    made: type = type(own)(own.__name__, (own,), changed)
+    return made

@@ -1,0 +1,46 @@
+"""How much of a session an Agno object asks for: read from its own settings, once, at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from agno.team import Team
+from agno.workflow import Workflow
+
+from worker.agno.parts import steps_in
+
+_DEFAULT_RUNS: Final = 3
+"""Agno's own."""
+
+
+def history_runs_of(agno: Any) -> int | None:
+    """Return how many completed runs of a session it needs; None: all of them."""
+    needed = list(_needed(agno))
+    return None if None in needed else max((count for count in needed if count is not None), default=0)
+
+
+def _needed(agno: Any) -> Iterator[int | None]:
+    if isinstance(agno, Workflow):
+        # A step that is a function can ask for the workflow's history whatever the settings say.
+        yield agno.num_history_runs
+        if agno.agent is not None:
+            yield agno.agent.num_history_runs
+        for step in steps_in(agno):
+            yield getattr(step, "num_history_runs", None) or 0
+        return
+    yield from _of_entity(agno, agno.num_history_runs)
+
+
+def _of_entity(entity: Any, leader_s: int | None) -> Iterator[int | None]:
+    if getattr(entity, "read_chat_history", False) or getattr(entity, "read_tool_call_history", False):
+        yield None
+    if entity.add_history_to_context:
+        yield entity.num_history_runs or leader_s or entity.num_history_messages or _DEFAULT_RUNS
+    if getattr(entity, "compaction", None):
+        yield None
+    if isinstance(entity, Team):
+        if entity.add_team_history_to_members:
+            yield entity.num_team_history_runs
+        for member in entity.members if isinstance(entity.members, list) else ():
+            yield from _of_entity(member, leader_s)
