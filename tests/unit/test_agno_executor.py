@@ -405,25 +405,15 @@ async def test_fifty_sessions_at_once_on_one_team_see_nothing_of_each_other() ->
         state["mine"] = f"{state['mine']}+{what}"
         return f"{run_context.user_id} {run_context.metadata} {what}"
 
-    class Toolkit:
-        def __init__(self) -> None:
-            self.seen: list[str] = []
-
-        def note(self, what: str) -> str:
-            """Note it."""
-            self.seen.append(what)
-            return " ".join(self.seen)
-
     def member(messages: list[Message]) -> Any:
         task = str(messages[-1].content if messages[-1].role == "user" else messages[-3].content)
-        return " ".join(results_in(messages)) or calls(("lookup", {"what": task}), ("note", {"what": task}))
+        return " ".join(results_in(messages)) or calls(("lookup", {"what": task}))
 
     def lead(messages: list[Message]) -> Any:
         asked = [str(message.content) for message in messages if message.role == "user"]
         return f"{asked} {results_in(messages)}" if results_in(messages) else delegates(("a1", asked[-1]))
 
-    toolkit = Toolkit()
-    worker = an_agent(Scripted(member), tools=[lookup, toolkit.note], add_history_to_context=True)
+    worker = an_agent(Scripted(member), tools=[lookup], add_history_to_context=True)
     executor = AgnoExecutor(a_team(Scripted(lead), worker, add_history_to_context=True, num_history_runs=2))
 
     async def take(number: int) -> tuple[Turn, Any]:
@@ -443,10 +433,27 @@ async def test_fifty_sessions_at_once_on_one_team_see_nothing_of_each_other() ->
         own = turn.session_id.removeprefix("s-")
         text = f"{answer} {turn.session_state} {turn.details} {turn.member_runs}"
         asked = [f"before-{own}", f"ask-{own}"]
-        found = f"u-{own} {{'m': '{own}'}} ask-{own} ask-{own}"
+        found = f"u-{own} {{'m': '{own}'}} ask-{own}"
         assert answer == f"{asked} {[found]}"
         assert {f"own{number:02}" for number in range(50) if f"own{number:02}" in text} == {own}
         assert turn.session_state == {"mine": f"{own}+ask-{own}"}
+
+
+async def test_a_tool_is_the_object_that_was_given_and_not_a_copy_of_what_it_belongs_to() -> None:
+    class Pool:
+        def __init__(self) -> None:
+            self.used = 0
+
+        def lookup(self, what: str) -> str:
+            """Look up."""
+            self.used += 1
+            return what
+
+    pool = Pool()
+    executor = AgnoExecutor(a_team(Scripted(_lookup), tools=[pool.lookup]))
+    for _ in range(2):
+        await executor.run(a_turn())
+    assert pool.used == 2
 
 
 async def test_members_that_a_function_gives_are_copied_for_each_turn() -> None:
