@@ -9,12 +9,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from agno.db.in_memory import InMemoryDb
 from agno.exceptions import StopAgentRun
 from agno.media import Image
 from agno.models.message import Message
+from agno.models.response import ModelResponse
 from agno.run import RunContext
 from agno.tools.function import Function, ToolResult
 from agno.workflow import Step, StepInput, StepOutput, Workflow
+from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from schemas.errors import ErrorCode
@@ -217,8 +220,6 @@ async def test_a_tool_that_agno_adds_is_made_again_and_changes_the_state_again()
 
 
 async def test_memories_are_written_by_a_recorded_answer() -> None:
-    from agno.db.in_memory import InMemoryDb  # noqa: PLC0415 - of this test alone
-
     def answer(messages: list[Message]) -> Any:
         if "Memory Manager" in told(messages):
             remembered = ("add_memory", {"memory": "likes tea", "topics": ["tea"]})
@@ -233,12 +234,8 @@ async def test_memories_are_written_by_a_recorded_answer() -> None:
 
 
 async def test_structured_output_of_a_model_that_parses_it_is_given_again() -> None:
-    from pydantic import BaseModel  # noqa: PLC0415 - of this test alone
-
     class City(BaseModel):
         name: str
-
-    from agno.models.response import ModelResponse  # noqa: PLC0415
 
     model = Scripted(lambda _: ModelResponse(role="assistant", content='{"name": "Paris"}', parsed=City(name="Paris")))
     model.supports_native_structured_outputs = True
@@ -250,8 +247,6 @@ async def test_structured_output_of_a_model_that_parses_it_is_given_again() -> N
 
 
 async def test_an_answer_that_json_can_t_hold_is_given_and_asked_for_again() -> None:
-    from agno.models.response import ModelResponse  # noqa: PLC0415
-
     model = Scripted(lambda _: ModelResponse(role="assistant", content="fine", provider_data={"raw": object()}))
     executor, book = AgnoExecutor(a_team(model)), Book()
     with capture_logs() as logs:
