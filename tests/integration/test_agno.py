@@ -20,7 +20,7 @@ from agno.workflow import Step, StepInput, StepOutput, Workflow
 from tests.integration.test_claim_and_commit import commit, request_of, store_of
 from tests.support.broker import TestBroker
 from tests.support.workers import worker_of
-from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in, said
+from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in, said, told
 from worker.agno.executor import AgnoExecutor
 from worker.settings import Settings
 
@@ -157,6 +157,28 @@ async def test_agno_and_teamturn_go_on_with_each_other_s_sessions(
     assert session.session_data["session_state"] == {"n": 1}
 
 
+async def test_the_summary_that_agno_s_manager_writes_is_stored_and_shown(
+    settings: Settings, broker: TestBroker, theirs: AsyncPostgresDb, database: asyncpg.Connection
+) -> None:
+    def answer(messages: list[Message]) -> Any:
+        summed_up = "<conversation>" in told(messages)
+        return '{"summary": "tea was asked for", "topics": ["tea"]}' if summed_up else "fine"
+
+    model = Scripted(answer)
+    team = a_team(model, id="t1", enable_session_summaries=True)
+    async with worker_of(settings, AgnoExecutor(team)):
+        await broker.reply(await broker.ask("s1", "tea please", team_id="t1"))
+        async with asyncio.timeout(20):
+            while await database.fetchval("select summary from ai.agno_sessions") is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await broker.reply(await broker.ask("s1", "again", team_id="t1"))
+    asked = next(messages for messages in model.asked if said(messages)[-1] == "user: again")
+    assert "tea was asked for" in told(asked)
+    assert said(asked) == ["user: again"]
+    session: Any = await theirs.get_session(session_id="s1", session_type=SessionType.TEAM)
+    assert (session.summary.summary, session.summary.topics) == ("tea was asked for", ["tea"])
+
+
 async def test_a_workflow_s_session_goes_on_too(
     settings: Settings, broker: TestBroker, theirs: AsyncPostgresDb
 ) -> None:
@@ -172,7 +194,8 @@ async def test_a_workflow_s_session_goes_on_too(
         for number in (1, 2):
             asked = {"run_id": f"r{number}", "session_id": "s1", "workflow_id": "w1", "input": f"q{number}"}
             await broker.publish(asked)
-            reply = await broker.reply(f"r{number}")
+            await broker.reply(f"r{number}")
+        reply = await broker.reply("r2")
     assert (reply["content"], reply["session_type"]) == ("TEA!", "workflow")
     assert [(one["member_id"], one["content"]) for one in reply["member_responses"]] == [
         ("find", "tea"),

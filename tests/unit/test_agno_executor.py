@@ -21,7 +21,7 @@ from schemas.replies import RunStatus
 from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in, said, told
 from tests.unit.examples import a_turn
 from worker.agno.executor import AgnoExecutor
-from worker.errors import TurnFailed
+from worker.errors import SummaryRejected, TurnFailed
 from worker.executors.turn import PastRun, Turn
 
 PAST = (PastRun("p1", "my name is Ada", "hello Ada", 1), PastRun("p2", "what is 1+1?", "2", 2))
@@ -159,6 +159,37 @@ async def test_what_is_known_of_the_session_is_given_and_its_summary_is_shown() 
     await AgnoExecutor(team).run(turn)
     assert seen == [("u1", "s1", "r1", {"channel": "web"})]
     assert "Ada likes tea" in told(model.asked[0])
+
+
+async def test_summaries_are_written_beside_the_turn_by_the_team_s_own_manager() -> None:
+    def answer(messages: list[Message]) -> Any:
+        if "<conversation>" in told(messages):
+            return '{"summary": "Ada asked for 1+1", "topics": ["sums"]}'
+        return "fine"
+
+    model, turn = Scripted(answer), a_turn()
+    executor = AgnoExecutor(a_team(model, enable_session_summaries=True))
+    turn.history, turn.summary = PAST[1:], "Ada is here"
+    await executor.run(turn)
+    assert len(model.asked) == 1
+    assert "Ada is here" in told(model.asked[0])
+    assert said(model.asked[0])[:2] == ["user: what is 1+1?", "assistant: 2"]  # not in the summary yet
+    assert executor.summarizer is not None
+    written = await executor.summarizer.summarize("Ada is here", PAST[1:])
+    assert (written.text, written.topics, written.runs) == ("Ada asked for 1+1", ("sums",), 1)
+    assert (written.usage.input_tokens, written.usage.model_requests) == (10, 1)
+    assert "Assistant: Ada is here" in told(model.asked[1])
+    assert "User: what is 1+1?" in told(model.asked[1])
+
+
+@pytest.mark.parametrize("status", [400, 413])
+async def test_a_summary_that_the_provider_won_t_have_is_told_apart(status: int) -> None:
+    error = ModelProviderError("too long", status_code=status, model_id="gpt")
+    executor = AgnoExecutor(a_team(Scripted(lambda _: error), enable_session_summaries=True))
+    assert executor.summarizer is not None
+    with pytest.raises(SummaryRejected) as rejected:
+        await executor.summarizer.summarize(None, PAST)
+    assert rejected.value.runs == 2
 
 
 async def test_images_and_files_are_passed_on() -> None:

@@ -20,6 +20,7 @@ from worker.agno.history import session_of
 from worker.agno.models import TurnModels
 from worker.agno.results import leave
 from worker.agno.settings import history_runs_of
+from worker.agno.summaries import AgnoSummarizer
 from worker.errors import ExecutorFailed
 from worker.executors.arguments import target_of
 from worker.executors.turn import Turn
@@ -40,7 +41,6 @@ class AgnoExecutor:
     """
 
     whole_history: Final = True
-    summarizer = None
 
     def __init__(self, agno: Any, *, history_runs: int | EllipsisType | None = ..., journal: bool = True) -> None:
         kind = next((kind for of_type, kind in _KINDS if isinstance(agno, of_type)), None)
@@ -57,6 +57,8 @@ class AgnoExecutor:
         self.model_name = _model_name(agno)
         self.journal = journal
         self.history_runs = history_runs_of(agno) if isinstance(history_runs, EllipsisType) else history_runs
+        manager = getattr(agno, "session_summary_manager", None)
+        self.summarizer = None if manager is None else AgnoSummarizer(manager)
         self._agno = agno
         self._defaults = agno.session_state
 
@@ -65,6 +67,8 @@ class AgnoExecutor:
         held = SessionInTurn(session_of(turn, self.target, self.name, self._defaults))
         models = TurnModels(turn)
         own = copy_for_turn(self._agno, held, models)
+        if self.summarizer is not None:
+            _leave_summaries_to_us(own, turn)
         run = None
         try:
             run = await own.arun(
@@ -94,6 +98,17 @@ class AgnoExecutor:
         if run.status is RunStatus.paused:
             raise ExecutorFailed(f"{self.target} waits for a decision or an input, which can't be given yet")
         raise ExecutorFailed(f"{self.target} was cancelled by its own code")
+
+
+def _leave_summaries_to_us(own: Any, turn: Turn) -> None:
+    """Keep Agno from writing the summary in its run, and have it show the runs that ours does not cover yet."""
+    own.session_summary_manager = None
+    own.enable_session_summaries = False
+    if turn.history and not own.add_history_to_context:
+        own.add_history_to_context = True
+        own.num_history_runs = len(turn.history)
+    elif own.num_history_runs is not None:
+        own.num_history_runs = max(own.num_history_runs, len(turn.history))
 
 
 def _model_name(agno: Any) -> str | None:

@@ -280,6 +280,8 @@ class WrittenSummary:
     runs: int
     """How many of the runs that were given it covers, from the first."""
     usage: Usage
+    topics: tuple[str, ...] = ()
+    """What it is about, where its writer says so."""
 
 
 class Summarizer(Protocol):

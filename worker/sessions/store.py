@@ -233,9 +233,13 @@ class SessionStore:
         row = UnsummarizedRow(session_id, after)
         return await self._lane_of(session_id).connection().submit(statements.RUNS_TO_SUMMARIZE, row)
 
-    async def store_summary(self, session_id: str, text: str, *, up_to: int, usage: Usage) -> None:
+    async def store_summary(
+        self, session_id: str, text: str, *, up_to: int, usage: Usage, topics: Sequence[str] = ()
+    ) -> None:
         """Store a summary of the session's runs up to a run_index. It needs no claim: an older one changes nothing."""
-        summary = {"summary": text, "updated_at": datetime.now(UTC).isoformat()}
+        summary: dict[str, Any] = {"summary": text, "updated_at": datetime.now(UTC).isoformat()}
+        if topics:
+            summary["topics"] = list(topics)
         used = asdict(usage) | {"total_tokens": usage.input_tokens + usage.output_tokens}
         row = SummaryRow(session_id, summary, up_to, used)
         await self._lane_of(session_id).connection().submit(statements.STORE_SUMMARY, row)
