@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from agno.run import RunContext
 from agno.tools.function import Function
 from agno.workflow import Parallel, Step, StepInput, StepOutput, Workflow
 from pydantic import BaseModel
+from structlog.testing import capture_logs
 
 from schemas.errors import ErrorCode
 from schemas.ids import SessionType, Target
@@ -500,6 +504,38 @@ async def test_members_that_a_function_gives_are_copied_for_each_turn() -> None:
     assert await AgnoExecutor(team).run(turn) == "fine"
     assert shared.team_id is None
     assert turn.usage.model_requests == 3
+
+
+async def test_a_state_that_is_to_be_overwritten_by_the_request_s_is_not_lost() -> None:
+    turn = a_turn(session_state={"a": 1})
+    with capture_logs() as logs:
+        executor = AgnoExecutor(a_team(overwrite_db_session_state=True))
+    await executor.run(turn)
+    assert turn.session_state == {"a": 1}
+    (warned,) = (entry for entry in logs if entry["event"] == "agno_setting_without_effect")
+    assert (warned["of"], warned["setting"]) == ("t1", "overwrite_db_session_state")
+
+
+_FAILING = """
+import asyncio
+from agno.exceptions import ModelProviderError
+from tests.unit.agno_objects import Scripted, a_team
+from tests.unit.examples import a_turn
+from worker.operations.logging import configure_logging
+configure_logging()
+from worker.agno.executor import AgnoExecutor
+error = ModelProviderError("Incorrect API key provided: sk-proj-abcdefghijkl")
+executor = AgnoExecutor(a_team(Scripted(lambda _: error)))
+asyncio.run(executor.run(a_turn()))
+"""
+
+
+def test_agno_s_log_lines_are_ours_and_show_no_key() -> None:
+    ran = subprocess.run([sys.executable, "-c", _FAILING], capture_output=True, text=True, check=False)
+    assert ran.stdout == ""
+    lines = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
+    assert "Error in Team run: Incorrect API key provided: [redacted]" in [line["event"] for line in lines]
+    assert "sk-proj" not in ran.stderr.partition("Traceback")[0]
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ class _Copies:
 
 def _settle(own: Any, held: SessionInTurn | None, models: TurnModels) -> None:
     own.stream = False
+    if hasattr(own, "overwrite_db_session_state"):
+        own.overwrite_db_session_state = False  # the request's state is in the session's already
     if isinstance(own, Workflow):
         own.db = database_for(own.db, held)
         return

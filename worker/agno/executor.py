@@ -17,9 +17,10 @@ from worker.agno.database import SessionInTurn
 from worker.agno.failures import failure_of_model, failure_of_run
 from worker.agno.given import given_input
 from worker.agno.history import session_of
+from worker.agno.logs import log_through_ours
 from worker.agno.models import TurnModels
 from worker.agno.results import leave
-from worker.agno.settings import history_runs_of
+from worker.agno.settings import history_runs_of, warn_of_settings_without_effect
 from worker.agno.summaries import AgnoSummarizer
 from worker.errors import ExecutorFailed
 from worker.executors.arguments import target_of
@@ -48,6 +49,7 @@ class AgnoExecutor:
             raise ValueError(f"AgnoExecutor needs an Agno Team, Agent or Workflow, not {type(agno).__name__}")
         if not agno.id and not agno.name:
             raise ValueError(f"an Agno {type(agno).__name__} that requests can name needs an id or a name")
+        log_through_ours()
         try:
             initialized(agno)
         except SystemExit:  # so Agno ends where it has no model, and its default's library is missing
@@ -57,6 +59,7 @@ class AgnoExecutor:
         self.model_name = _model_name(agno)
         self.journal = journal
         self.history_runs = history_runs_of(agno) if isinstance(history_runs, EllipsisType) else history_runs
+        warn_of_settings_without_effect(agno)
         manager = getattr(agno, "session_summary_manager", None)
         self.summarizer = None if manager is None else AgnoSummarizer(manager)
         self._agno = agno
