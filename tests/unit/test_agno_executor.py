@@ -7,6 +7,7 @@ import base64
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from agno.tools.function import Function
 from agno.workflow import Parallel, Step, StepInput, StepOutput, Workflow
 from pydantic import BaseModel
 from structlog.testing import capture_logs
+from typing_extensions import override
 
 from schemas.errors import ErrorCode
 from schemas.ids import SessionType, Target
@@ -491,6 +493,42 @@ async def test_a_tool_is_the_object_that_was_given_and_not_a_copy_of_what_it_bel
     assert pool.used == 2
 
 
+async def test_a_model_s_connections_are_shared_and_what_agno_changes_of_it_is_not() -> None:
+    class Connecting(Scripted):
+        client: Any = None
+        opened = 0
+
+        @override
+        async def ainvoke(self, messages: list[Message], **given: Any) -> Any:
+            if self.client is None:
+                Connecting.opened += 1
+                self.client = object()
+            self.role_of_run = "changed"
+            return await super().ainvoke(messages, **given)
+
+    model = Connecting()
+    executor = AgnoExecutor(a_team(model))
+    for _ in range(3):
+        await executor.run(a_turn())
+    assert (Connecting.opened, model.client is not None) == (1, True)
+    assert not hasattr(model, "role_of_run")
+
+
+async def test_a_model_that_agno_copies_answers_with_its_own_settings() -> None:
+    class Thinking(Scripted):
+        effort = "low"
+
+    def instructions(team: Any) -> str:
+        team.model = deepcopy(team.model)  # as Agno does for a model that reasons
+        team.model.effort = "high"
+        team.model.answer = lambda _: team.model.effort
+        return "be brief"
+
+    turn = a_turn()
+    assert await AgnoExecutor(a_team(Thinking(), instructions=instructions)).run(turn) == "high"
+    assert turn.usage.model_requests == 1
+
+
 async def test_members_that_a_function_gives_are_copied_for_each_turn() -> None:
     shared = an_agent(Scripted("fine"))
 
@@ -543,8 +581,9 @@ def test_agno_s_log_lines_are_ours_and_show_no_key() -> None:
     [
         (object, "needs an Agno Team, Agent or Workflow, not object"),
         (lambda: a_team(id=None), "needs an id or a name"),
+        (lambda: a_team(id="n" * 300), "the id"),
     ],
-    ids=["no Agno object", "no id"],
+    ids=["no Agno object", "no id", "too long an id"],
 )
 def test_what_can_t_be_is_said_when_it_is_made(made: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import EllipsisType
 from typing import Any, Final
 
 from agno.agent import Agent
@@ -23,7 +22,7 @@ from worker.agno.results import leave
 from worker.agno.settings import history_runs_of, warn_of_settings_without_effect
 from worker.agno.summaries import AgnoSummarizer
 from worker.errors import ExecutorFailed
-from worker.executors.arguments import target_of
+from worker.executors.arguments import FLAG, HISTORY_RUNS, check, target_of
 from worker.executors.turn import Turn
 
 _KINDS: Final = ((Agent, SessionType.AGENT), (Team, SessionType.TEAM), (Workflow, SessionType.WORKFLOW))
@@ -32,33 +31,41 @@ _KINDS: Final = ((Agent, SessionType.AGENT), (Team, SessionType.TEAM), (Workflow
 class AgnoExecutor:
     """An Agno Team, Agent or Workflow, as something that can take turns. In TEAMTURN_TEAMS it becomes one by itself.
 
-    Sessions and runs are teamturn's; its own database is kept for everything else. Raises ValueError for what can't be.
+    Agno runs it as it is: members, modes, tools, hooks, structured output. The sessions and runs are teamturn's; its
+    own `db` is kept for everything else, such as memories. Each turn has a copy; what it was given (tools, knowledge)
+    is shared. A resumed turn is run again from its start, and given what is recorded: the answers of models, members'
+    and managers' included, and the results of your tools and of Agno's toolkits. A tool whose end is not known ends the
+    turn as `step_uncertain`, unless Agno's `has_side_effects=False` or an MCP hint says that it may be called again.
+    Done again are hooks, functions that are steps of a workflow, tools that yield, searches in knowledge, and what runs
+    remotely. Raises ValueError for what can't be.
 
     Args:
         agno: The Team, Agent or Workflow, with an id or a name: requests name it by its id.
         history_runs: How many completed runs of the session Agno is given; by default as many as its settings ask for.
-        journal: Whether answers of its models are recorded, so that another attempt does not ask for them again.
+        journal: As for a Team.
 
     """
 
     whole_history: Final = True
 
-    def __init__(self, agno: Any, *, history_runs: int | EllipsisType | None = ..., journal: bool = True) -> None:
+    def __init__(self, agno: Any, *, history_runs: int | None = None, journal: bool = True) -> None:
         kind = next((kind for of_type, kind in _KINDS if isinstance(agno, of_type)), None)
         if kind is None:
             raise ValueError(f"AgnoExecutor needs an Agno Team, Agent or Workflow, not {type(agno).__name__}")
         if not agno.id and not agno.name:
             raise ValueError(f"an Agno {type(agno).__name__} that requests can name needs an id or a name")
+        where = f"Agno's {type(agno).__name__} {agno.id or agno.name!r}"
+        check(where, {"history_runs": HISTORY_RUNS, "journal": FLAG}, locals())
         log_through_ours()
         try:
             initialized(agno)
         except SystemExit:  # so Agno ends where it has no model, and its default's library is missing
-            raise ValueError(f"the Agno {type(agno).__name__} {agno.id or agno.name!r} has no model") from None
+            raise ValueError(f"{where} has no model") from None
         self.target = target_of(kind, agno.id, f"the id {agno.id!r}")
         self.name = agno.name or agno.id
         self.model_name = _model_name(agno)
         self.journal = journal
-        self.history_runs = history_runs_of(agno) if isinstance(history_runs, EllipsisType) else history_runs
+        self.history_runs = history_runs_of(agno) if history_runs is None else history_runs
         warn_of_settings_without_effect(agno)
         manager = getattr(agno, "session_summary_manager", None)
         self.summarizer = None if manager is None else AgnoSummarizer(manager)

@@ -1,8 +1,9 @@
 """The models of a turn: each answer is a step, recorded before Agno goes on, and what it used is counted.
 
 Agno shares a Model between all that run with it, for its connections. A turn has a copy of its own, of a class derived
-from the model's, which passes requests on to the shared one. The key of a step is made of what is asked, so that a
-later attempt finds it whatever runs side by side; two requests that ask the same are interchangeable.
+from the model's: what Agno changes of it for a run is not seen by another one, and the connections are shared all the
+same. The key of a step is made of what is asked, so that a later attempt finds it whatever runs side by side; two
+requests that ask the same are interchangeable.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from worker.executors.journal import Asked
 from worker.executors.turn import Turn
 
 _DIGEST_CHARACTERS: Final = 16
+_CONNECTIONS: Final = ("client", "async_client", "model_client", "mistral_client")
+"""Where Agno's models keep what they open at their first request."""
 _RECORDING: Final = "_teamturn_recording"
 """The attribute of a turn's copy of a model that says what it passes requests on to."""
 
@@ -50,12 +53,12 @@ class TurnModels:
         if id(model) not in self._copies:
             own = copy(model)
             own.__class__ = _recorded_class(cast("Hashable", type(model)))
-            setattr(own, _RECORDING, _Recording(model, self))
+            setattr(own, _RECORDING, _Recording(model, type(model), self))
             self._copies[id(model)] = own
         return self._copies[id(model)]
 
     async def answer(self, model: Any, asked: dict[str, Any]) -> Any:
-        """Have the model answer, or return what it answered in an earlier attempt."""
+        """Have a copy of a model answer, or return what it answered in an earlier attempt."""
         answer = await self._recorded(model, asked) if self.turn.steps.journal.kept else await self._ask(model, asked)
         used, usage = answer.response_usage, self.turn.usage
         usage.model_requests += 1
@@ -81,11 +84,14 @@ class TurnModels:
         return made[0] if made else answer_of(recorded, asked.get("response_format"))
 
     async def _ask(self, model: Any, asked: dict[str, Any]) -> Any:
+        recording: _Recording = getattr(model, _RECORDING)
         try:
-            return await model.ainvoke(**asked)
+            return await recording.kind.ainvoke(model, **asked)
         except Exception as error:
             self.failures.append(error)
             raise
+        finally:
+            recording.share_connections(model)
 
 
 def _asker(model: Any, asked: dict[str, Any]) -> str:
@@ -102,18 +108,26 @@ def _tokens_recorded(recorded: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Recording:
-    """What a turn's copy of a model passes requests to."""
+    """What a turn's copy of a model is a copy of, and where its answers go."""
 
-    model: Any
+    original: Any
+    kind: Any
+    """The original's class."""
     models: TurnModels
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Recording:
-        return self  # a deep copy of the model asks the same one, in the same turn
+        return self  # Agno copies a model for reasoning, say: its answers are the same turn's
+
+    def share_connections(self, own: Any) -> None:
+        """Let other turns have the connections that the first request has opened."""
+        for name in _CONNECTIONS:
+            if getattr(self.original, name, ...) is None and (opened := getattr(own, name, None)) is not None:
+                setattr(self.original, name, opened)
 
 
 async def _recorded_ainvoke(self: Any, **asked: Any) -> Any:
     recording: _Recording = getattr(self, _RECORDING)
-    return await recording.models.answer(recording.model, asked)
+    return await recording.models.answer(self, asked)
 
 
 @cache

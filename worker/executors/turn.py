@@ -108,7 +108,7 @@ class MemberRun:
     """Why it failed, where that has a code."""
     messages: list[JsonObject] = field(default_factory=list)
     """What it and its model said, as far as it came; see Turn.messages."""
-    details: JsonObject = field(default_factory=dict)
+    details: JsonObject = field(default_factory=dict, repr=False)
     """See Turn.details."""
 
 
