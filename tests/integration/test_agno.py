@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from agno.db.base import SessionType
+from agno.db.in_memory import InMemoryDb
 from agno.db.postgres import AsyncPostgresDb
 from agno.models.message import Message
 from agno.run import RunContext
@@ -177,6 +178,33 @@ async def test_the_summary_that_agno_s_manager_writes_is_stored_and_shown(
     assert said(asked) == ["user: again"]
     session: Any = await theirs.get_session(session_id="s1", session_type=SessionType.TEAM)
     assert (session.summary.summary, session.summary.topics) == ("tea was asked for", ["tea"])
+
+
+async def test_memories_go_to_the_database_of_its_own_and_no_session_does(
+    settings: Settings, broker: TestBroker, theirs: AsyncPostgresDb, database: asyncpg.Connection
+) -> None:
+    def answer(messages: list[Message]) -> Any:
+        if "Memory Manager" in told(messages):
+            remembered = ("add_memory", {"memory": "likes tea", "topics": ["tea"]})
+            return "done" if results_in(messages) else calls(remembered)
+        return f"you know {told(messages)}"
+
+    own = InMemoryDb()
+    team = a_team(Scripted(answer), id="t1", db=theirs, update_memory_on_run=True)
+    other = a_team(Scripted(answer), id="t2", db=own, update_memory_on_run=True)
+    async with worker_of(settings, AgnoExecutor(team), AgnoExecutor(other)):
+        for team_id in ("t1", "t2"):
+            asked = [await broker.ask(f"s-{team_id}-{n}", "hi", team_id=team_id, user_id="u1") for n in (1, 2)]
+            replies = [await broker.reply(run_id) for run_id in asked]
+            assert [reply["status"] for reply in replies] == ["COMPLETED", "COMPLETED"]
+        last = await broker.reply(await broker.ask("s-t1-1", "hi", team_id="t1", user_id="u1"))
+    assert "likes tea" in last["content"]
+    memories: Any = await theirs.get_user_memories(user_id="u1")
+    assert {memory.memory for memory in memories} == {"likes tea"}
+    assert {memory.memory for memory in own.get_user_memories(user_id="u1")} == {"likes tea"}
+    assert (own.get_sessions(), own.get_runs()) == ([], [])
+    assert await database.fetchval("select count(*) from ai.agno_sessions where turn_seq = 0") == 0
+    assert await database.fetchval("select count(*) from ai.agno_runs") == 5
 
 
 async def test_a_workflow_s_session_goes_on_too(

@@ -16,7 +16,7 @@ from agno.exceptions import InputCheckError, ModelProviderError
 from agno.models.message import Message
 from agno.run import RunContext
 from agno.tools.function import Function
-from agno.workflow import Parallel, Step, StepInput, StepOutput, Workflow
+from agno.workflow import Parallel, Router, Step, StepInput, StepOutput, Workflow
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 from typing_extensions import override
@@ -361,6 +361,57 @@ async def test_a_member_s_failure_is_the_member_s() -> None:
     assert (run.status, run.content) == (RunStatus.ERROR, None)
     assert run.error is not None
     assert run.error.code is ErrorCode.MODEL_ERROR
+
+
+async def test_a_member_s_failure_is_not_the_answer_of_a_team_that_passes_it_on() -> None:
+    error = ModelProviderError("key sk-123 is wrong", status_code=401, model_id="gpt")
+    team = a_team(Scripted(lambda _: delegates(("a1", "go"))), an_agent(Scripted(lambda _: error)), mode="route")
+    with pytest.raises(TurnFailed, match="failed with status 401"):
+        await AgnoExecutor(team).run(a_turn())
+
+
+async def test_a_leader_that_quotes_a_member_s_failure_quotes_its_code() -> None:
+    error = ModelProviderError("key sk-123 is wrong", status_code=401, model_id="gpt")
+    lead = Scripted(
+        lambda messages: f"sorry: {results_in(messages)[0]}" if results_in(messages) else delegates(("a1", "go"))
+    )
+    answer = await AgnoExecutor(a_team(lead, an_agent(Scripted(lambda _: error)))).run(a_turn())
+    assert answer == "sorry: the request to the model gpt failed with status 401"
+
+
+async def test_a_step_whose_model_failed_is_not_the_workflow_s_answer() -> None:
+    error = ModelProviderError("key sk-123 is wrong", status_code=401, model_id="gpt")
+    workflow = Workflow(id="w1", steps=[Step(name="ask", agent=an_agent(Scripted(lambda _: error)))], telemetry=False)
+    turn = a_turn(workflow_id="w1")
+    with pytest.raises(TurnFailed, match="failed with status 401"):
+        await AgnoExecutor(workflow).run(turn)
+    assert [(step.name, step.content, step.status) for step in turn.step_results] == [("ask", None, RunStatus.ERROR)]
+
+
+async def test_an_introduction_begins_the_session() -> None:
+    model = Scripted()
+    executor = AgnoExecutor(a_team(model, introduction="I am Ada.", add_history_to_context=True, num_history_runs=2))
+    first, third = a_turn(), a_turn()
+    third.history = PAST
+    await executor.run(first)
+    await executor.run(third)
+    assert said(model.asked[0]) == ["assistant: I am Ada.", "user: hello"]
+    assert "assistant: I am Ada." not in said(model.asked[1])
+    assert first.member_runs == []
+
+
+async def test_a_router_that_names_a_step_by_its_object_is_given_the_turn_s_copy() -> None:
+    agents = [an_agent(Scripted(name), id=name, name=name) for name in ("a", "b")]
+    steps = [Step(name=agent.name, agent=agent) for agent in agents]
+
+    def chosen(step_input: StepInput) -> list[Step]:
+        return [steps[0] if step_input.input == "the first" else steps[1]]
+
+    router = Router(name="choose", choices=steps, selector=chosen)
+    turn = a_turn(workflow_id="w1")
+    assert await AgnoExecutor(Workflow(id="w1", steps=[router], telemetry=False)).run(turn) == "b"
+    assert turn.usage.model_requests == 1
+    assert agents[1].workflow_id is None
 
 
 async def test_a_guardrail_s_refusal_says_which() -> None:

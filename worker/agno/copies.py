@@ -57,10 +57,9 @@ def copy_for_turn(agno: Any, held: SessionInTurn | None, models: TurnModels) -> 
 
     What is part of something else is given no session: Agno has its leader, or its workflow, store that.
     """
-    copies = _Copies()
+    copies = _Copies(models)
     own = copies.of(agno)
-    for entity in copies.entities:
-        _settle(entity, held if entity is own else None, models)
+    copies.settle(own, held)
     return own
 
 
@@ -68,8 +67,9 @@ def copy_for_turn(agno: Any, held: SessionInTurn | None, models: TurnModels) -> 
 class _Copies:
     """The copies of what an object is made of: one of each, however often it is part of it."""
 
-    entities: list[Any] = field(default_factory=list)
-    """The agents, teams and workflows among them."""
+    models: TurnModels
+    _unsettled: list[Any] = field(default_factory=list)
+    """The agents, teams and workflows among them that are not made the turn's yet."""
     _made: dict[int, Any] = field(default_factory=dict)
 
     def of(self, value: Any) -> Any:
@@ -86,7 +86,21 @@ class _Copies:
         for name, value in vars(original).items():
             vars(own)[name] = deepcopy(value) if name in _DATA else self.of(value)
         if isinstance(own, Agent | Team | Workflow):
-            self.entities.append(own)
+            self._unsettled.append(own)
+        if isinstance(own, Router) and callable(own.selector):
+            # It may name a step by the object that it was made of.
+            own.selector = _through(own.selector, lambda chosen: self.settled(self.of(chosen)))
+        return own
+
+    def settle(self, leader: Any, held: SessionInTurn | None) -> None:
+        """Make the copies the turn's."""
+        while self._unsettled:
+            entity = self._unsettled.pop()
+            _settle(entity, held if entity is leader else None, self.models)
+
+    def settled(self, own: Any) -> Any:
+        """Return what was copied later, made the turn's."""
+        self.settle(None, None)
         return own
 
 
@@ -106,7 +120,8 @@ def _settle(own: Any, held: SessionInTurn | None, models: TurnModels) -> None:
         own.tools = [_own_connection(tool) for tool in own.tools]
     if isinstance(own, Team):
         if not isinstance(own.members, list):
-            own.members = _of_copies(own.members, lambda member: copy_for_turn(member, None, models))
+            # They may be the same in each turn.
+            own.members = _through(own.members, lambda members: _copies_of(members, models))
         if held is None:
             own.store_member_responses = True  # else Agno drops its members' runs before anybody has seen them
 
@@ -151,18 +166,21 @@ def _own_connection(tool: Any) -> Any:
     return tool
 
 
-def _of_copies(factory: Callable[..., Any], copied: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return a factory of members that gives copies of what `factory` does: its own may be the same in each turn."""
+def _copies_of(members: Any, models: TurnModels) -> list[Any]:
+    return [
+        copy_for_turn(member, None, models) if isinstance(member, Agent | Team) else member for member in members or ()
+    ]
 
-    def copies(members: Any) -> list[Any]:
-        return [copied(member) if isinstance(member, Agent | Team) else member for member in members or ()]
 
-    @functools.wraps(factory)
-    async def awaited(*args: Any, **kwargs: Any) -> list[Any]:
-        return copies(await factory(*args, **kwargs))
+def _through(function: Callable[..., Any], changed: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a function of the user's, with what it returns changed. Agno looks at the parameters that it has."""
 
-    @functools.wraps(factory)
-    def called(*args: Any, **kwargs: Any) -> list[Any]:
-        return copies(factory(*args, **kwargs))
+    @functools.wraps(function)
+    async def awaited(*args: Any, **kwargs: Any) -> Any:
+        return changed(await function(*args, **kwargs))
 
-    return awaited if inspect.iscoroutinefunction(factory) else called
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return changed(function(*args, **kwargs))
+
+    return awaited if inspect.iscoroutinefunction(function) else called

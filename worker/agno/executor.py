@@ -13,9 +13,9 @@ from pydantic import JsonValue
 from schemas.ids import SessionType
 from worker.agno.copies import copy_for_turn, initialized
 from worker.agno.database import SessionInTurn
-from worker.agno.failures import failure_of_model, failure_of_run
+from worker.agno.failures import failure_of_model, failure_of_run, without_texts
 from worker.agno.given import given_input
-from worker.agno.history import session_of
+from worker.agno.history import introduction_of, session_of
 from worker.agno.logs import log_through_ours
 from worker.agno.models import TurnModels
 from worker.agno.results import leave
@@ -75,6 +75,8 @@ class AgnoExecutor:
     async def run(self, turn: Turn) -> JsonValue:
         """Take a turn."""
         held = SessionInTurn(session_of(turn, self.target, self.name, self._defaults))
+        if self._begins(turn):
+            held.session.runs.insert(0, introduction_of(self._agno, self.target))
         models = TurnModels(turn)
         own = copy_for_turn(self._agno, held, models)
         if self.summarizer is not None:
@@ -97,8 +99,13 @@ class AgnoExecutor:
         finally:
             leave(turn, run, held, models.failures)
         self._check(run, models)
-        content: JsonValue = run.content
+        content: JsonValue = without_texts(run.content, models.failures)
         return content
+
+    def _begins(self, turn: Turn) -> bool:
+        """Whether the session's first run is at hand, and before it what Agno introduces itself with."""
+        at_hand = self.history_runs is None or len(turn.history) < self.history_runs
+        return at_hand and getattr(self._agno, "introduction", None) is not None
 
     def _check(self, run: Any, models: TurnModels) -> None:
         if run.status is RunStatus.completed:

@@ -11,6 +11,8 @@ from worker.errors import ExecutorFailed, ModelFailed, TurnFailed
 
 _PASSING_STATUS: Final = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS: Final = 500
+_SHORTEST_TEXT: Final = 8
+"""Shorter ones are words that an answer may well have."""
 _CHECKS: Final = {"input_check_error": "the input", "output_check_error": "the output"}
 
 
@@ -41,3 +43,19 @@ def failure_of_model(error: Exception) -> TurnFailed:
         f"the request to the model {named} failed with status {status}".replace("  ", " "),
         retryable=passing and not isinstance(known, ContextWindowExceededError),
     )
+
+
+def without_texts(content: Any, of_models: Sequence[Exception]) -> Any:
+    """Return a content in which no model's exception is quoted. Raises TurnFailed where there is nothing else in it.
+
+    Agno has the text of an exception stand for an answer: of a member that answers in its leader's place, of a step.
+    """
+    if not isinstance(content, str):
+        return content
+    for error in of_models:
+        text = str(error)
+        if text and content.strip() == text.strip():
+            raise failure_of_model(error)
+        if len(text) >= _SHORTEST_TEXT:
+            content = content.replace(text, failure_of_model(error).message)
+    return content

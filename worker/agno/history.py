@@ -49,6 +49,14 @@ def session_of(turn: Turn, target: Target, name: str, defaults: Mapping[str, Any
     return session
 
 
+def introduction_of(agno: Any, target: Target) -> Any:
+    """Return the run that Agno begins a session with where an object introduces itself; it is not stored."""
+    kind = target.type.value
+    told = {"role": agno.model.assistant_message_role, "content": agno.introduction}
+    run = {f"{kind}_id": target.id, "run_id": "introduction", "status": "COMPLETED", "messages": [told]}
+    return _RUNS[kind].from_dict({**run, "content": agno.introduction})
+
+
 def _runs(turn: Turn, target: Target, name: str) -> Iterator[Any]:
     """Return the session's last runs: as they were stored; where that can't be had, as what was asked and answered."""
     whole = {run.get("run_id") for run in turn.whole_history}

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from schemas.ids import SessionType, Target
 from schemas.replies import RunStatus
 from worker.agno.database import SessionInTurn
-from worker.agno.failures import failure_of_run
+from worker.agno.failures import failure_of_run, without_texts
+from worker.errors import ModelFailed, TurnFailed
 from worker.executors.json_values import MAX_LEVELS, as_json, clean
 from worker.executors.turn import JsonObject, MemberRun, StepResult, Turn, text_of
 
@@ -41,13 +42,13 @@ def leave(turn: Turn, run: Any | None, held: SessionInTurn, failures: Sequence[E
     at_hand = {one.run_id: one for one in held.session.runs or []}
     run = run or at_hand.get(turn.run_id) or held.runs.get(turn.run_id)
     known = {str(past.get("run_id")) for past in turn.whole_history} | {past.run_id for past in turn.history}
-    members = [one for one in at_hand.values() if one.run_id not in known and one.run_id != turn.run_id]
+    members = [one for one in at_hand.values() if one.run_id not in known and one.parent_run_id is not None]
     members += _parts(run) if run is not None else []
-    turn.member_runs[:] = _member_runs(members, turn.run_id, held, failures, set())
+    turn.member_runs[:] = _member_runs(members, turn.run_id, held, failures, {turn.run_id})
     if run is not None:
         turn.details = details_of(held.runs.get(turn.run_id, run))
     if isinstance(run, WorkflowRunOutput):
-        turn.step_results[:] = _step_results(run.step_results)
+        turn.step_results[:] = _step_results(run.step_results, failures)
 
 
 def _member_runs(
@@ -74,6 +75,12 @@ def _member_run(run: Any, parent_run_id: str, held: SessionInTurn, failures: Seq
     status = _STATUS.get(run.status, RunStatus.CANCELLED)
     failed = status is RunStatus.ERROR
     stored = held.runs.get(run.run_id)
+    content = None
+    if not failed:  # else it is the text of its exception
+        try:
+            content = as_json(without_texts(run.content, failures), what=f"the answer of {member}")
+        except ModelFailed:
+            status = RunStatus.ERROR
     made = MemberRun(
         run_id=run.run_id,
         parent_run_id=run.parent_run_id or parent_run_id,
@@ -81,10 +88,9 @@ def _member_run(run: Any, parent_run_id: str, held: SessionInTurn, failures: Seq
         name=_name_of(run) or member.id,
         input=_input_of(run),
         created_at=run.created_at,
-        # The content of one that failed is the text of its exception.
-        content=None if failed else as_json(run.content, what=f"the answer of {member}"),
+        content=content,
         status=status,
-        error=failure_of_run(str(member), run, failures) if failed else None,
+        error=failure_of_run(str(member), run, failures) if status is RunStatus.ERROR else None,
     )
     made.details = details_of(run if stored is None else stored)
     made.details.pop("member_responses", None)  # each is a run of its own
@@ -133,16 +139,21 @@ def details_of(run: Any) -> JsonObject:
     return cleaned
 
 
-def _step_results(outputs: Iterable[Any]) -> Iterator[StepResult]:
+def _step_results(outputs: Iterable[Any], failures: Sequence[Exception]) -> Iterator[StepResult]:
     for output in outputs:
         if isinstance(output, list):
-            yield from _step_results(output)
+            yield from _step_results(output, failures)
             continue
+        succeeded, content = output.success is not False, None
+        try:
+            content = as_json(without_texts(output.content, failures), what=f"step {output.step_name!r}")
+        except TurnFailed:
+            succeeded = False
         yield StepResult(
             name=str(output.step_name or ""),
             kind=str(output.executor_type or getattr(output.step_type, "value", output.step_type) or ""),
             executor=str(output.executor_name or ""),
-            status=RunStatus.COMPLETED if output.success is not False else RunStatus.ERROR,
-            content=as_json(output.content, what=f"step {output.step_name!r}"),
+            status=RunStatus.COMPLETED if succeeded else RunStatus.ERROR,
+            content=content,
             run_id=output.step_run_id,
         )
