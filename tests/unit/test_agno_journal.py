@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from agno.models.message import Message
 from agno.models.response import ModelResponse
 from agno.run import RunContext
 from agno.tools.function import Function, ToolResult
+from agno.tools.mcp import MCPTools
 from agno.workflow import Step, StepInput, StepOutput, Workflow
 from pydantic import BaseModel
 from structlog.testing import capture_logs
@@ -289,3 +291,16 @@ async def test_a_member_s_state_that_shows_its_run_s_id_is_found_again() -> None
     await book.until_done(executor)
     assert len(member.asked) == 1
     assert StepState.FAILED not in {step.state for step in book.steps.values()}
+
+
+async def test_tools_of_an_mcp_server_are_recorded_and_each_turn_has_a_connection_of_its_own() -> None:
+    server = MCPTools(command=f"{sys.executable} -m tests.data.mcp_prices", timeout_seconds=60)
+    model = Scripted(
+        lambda messages: " ".join(results_in(messages)) or calls(("price_of", {"thing": "tea"}), ids=["c1"])
+    )
+    executor, books = AgnoExecutor(a_team(model, tools=[server])), [Book(), Book()]
+    # Agno closes what it has connected for a run: were it the same, it would be another turn's as well.
+    outcomes = await asyncio.gather(*(book.attempt(executor) for book in books))
+    assert [outcome.content for outcome in outcomes] == ["tea costs 7", "tea costs 7"]
+    assert [key for key in books[0].recorded() if "tool:" in key] == ["t1[c1]/tool:price_of#1"]
+    assert server.initialized is False

@@ -25,8 +25,8 @@ from worker.executors.state_changes import StateChange, kept_change, watched
 from worker.executors.turn import JsonObject, Turn
 
 _OF_AGNO: Final = "agno."
-_TOOLKITS: Final = "agno.tools."
-"""Agno's toolkits are users' tools: they send mails, and change databases."""
+_TOOLKITS: Final = ("agno.tools.", "agno.utils.mcp")
+"""Agno's toolkits, and tools of MCP servers, are users' tools: they send mails, and change databases."""
 _RUNS_MORE: Final = ("agno.tools.workflow", "agno.tools.studio_runner")
 """... but those that run agents of their own: their models' answers are recorded."""
 _SAFE_TO_REPEAT: Final = ("readOnlyHint", "idempotentHint")
