@@ -51,11 +51,18 @@ class TurnModels:
         if not isinstance(model, Model) or hasattr(model, _RECORDING):
             return model
         if id(model) not in self._copies:
-            own = copy(model)
-            own.__class__ = _recorded_class(cast("Hashable", type(model)))
-            setattr(own, _RECORDING, _Recording(model, type(model), self))
-            self._copies[id(model)] = own
+            self._copies[id(model)] = self._copied(model)
         return self._copies[id(model)]
+
+    def _copied(self, model: Any) -> Any:
+        own = copy(model)
+        try:
+            own.__class__ = _recorded_class(cast("Hashable", type(model)))
+        except TypeError:  # of a class that can't be derived from so, with slots say
+            _log.warning("agno_model_not_recorded", model=model.id, consequence="a later attempt asks it again")
+            return model
+        setattr(own, _RECORDING, _Recording(model, type(model), self))
+        return own
 
     async def answer(self, model: Any, asked: dict[str, Any]) -> Any:
         """Have a copy of a model answer, or return what it answered in an earlier attempt."""
@@ -125,8 +132,10 @@ class _Recording:
                 setattr(self.original, name, opened)
 
 
-async def _recorded_ainvoke(self: Any, **asked: Any) -> Any:
+async def _recorded_ainvoke(self: Any, *unnamed: Any, **asked: Any) -> Any:
     recording: _Recording = getattr(self, _RECORDING)
+    if unnamed:  # not as Agno asks
+        return await recording.kind.ainvoke(self, *unnamed, **asked)
     return await recording.models.answer(self, asked)
 
 

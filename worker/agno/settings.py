@@ -65,5 +65,6 @@ def _of_entity(entity: Any, leader_s: int | None) -> Iterator[int | None]:
     if isinstance(entity, Team):
         if entity.add_team_history_to_members:
             yield entity.num_team_history_runs
+        # A member's own last runs are looked for within these: it may have taken part in none of them.
         for member in entity.members if isinstance(entity.members, list) else ():
             yield from _of_entity(member, leader_s)
