@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import httpx
 import pytest
 from agno.db.base import SessionType
 from agno.db.in_memory import InMemoryDb
 from agno.db.postgres import AsyncPostgresDb
 from agno.models.message import Message
+from agno.os import AgentOS
 from agno.run import RunContext
 from agno.tools.function import Function
 from agno.workflow import Step, StepInput, StepOutput, Workflow
@@ -137,6 +139,22 @@ async def test_what_is_stored_is_what_agno_reads(
     assert [message.role for message in run.messages] == ["system", "user", "assistant", "tool", "assistant"]
     assert (member.agent_id, member.parent_run_id, member.content) == ("clerk", run_id, "number 1")
     assert run.metrics.input_tokens == 20 + 20
+
+
+async def test_agent_os_shows_what_is_stored(settings: Settings, broker: TestBroker, theirs: AsyncPostgresDb) -> None:
+    async with worker_of(settings, AgnoExecutor(_shop())):
+        run_id = await broker.ask("s1", "tea", team_id="shop", user_id="u1")
+        await broker.reply(run_id)
+    shown = a_team(id="shop", name="Shop", db=theirs)
+    app = AgentOS(teams=[shown], db=theirs, telemetry=False).get_app()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://os") as client:
+        sessions = (await client.get("/sessions", params={"type": "team"})).json()["data"]
+        session = await client.get("/sessions/s1", params={"type": "team"})
+        runs = (await client.get("/sessions/s1/runs", params={"type": "team"})).json()
+    assert [(one["session_id"], one["session_state"]) for one in sessions] == [("s1", {"seen": ["tea"]})]
+    assert session.status_code == 200
+    assert [(run["run_id"], run["content"]) for run in runs][-1] == (run_id, "number 1")
+    assert [tool["tool_name"] for tool in runs[-1]["tools"]] == ["delegate_task_to_member"]
 
 
 async def test_agno_and_teamturn_go_on_with_each_other_s_sessions(
