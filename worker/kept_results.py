@@ -73,13 +73,13 @@ class KeptSteps:
     attempt: int
     records: tuple[StepRecord, ...]
     fruitless: bool
-    """Whether it is so without them: no other step of the attempt is recorded."""
+    """Whether the attempt is taken for fruitless without them."""
 
     @classmethod
     def of(cls, turn: Turn) -> Self:
         """Return those of a turn whose attempt was ended by the loss of its lane."""
         journal = turn.steps.journal
-        return cls(turn.attempt, tuple(journal.unrecorded), fruitless=not journal.has_recorded)
+        return cls(turn.attempt, tuple(journal.unrecorded), fruitless=journal.bears_fruit and not journal.has_recorded)
 
     def is_newest_in(self, claim: Claim) -> bool:
         """Whether no later attempt was begun since."""

@@ -56,6 +56,9 @@ class StepState(StrEnum):
     FAILED = "failed"
 
 
+ENDED: Final = frozenset({StepState.DONE, StepState.FAILED})
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """A step as it is recorded."""
@@ -113,7 +116,7 @@ class Journal:
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
-        ended = (one for one in self._recorded.values() if one.state is not StepState.STARTED)
+        ended = (one for one in self._recorded.values() if one.state in ENDED)
         self._unmade = sorted(ended, key=lambda one: one.seq)
         """Those whose change of the state is not made again yet."""
         self._unasked = {one.key for one in self._unmade if one.key != CONTEXT_KEY}
@@ -132,6 +135,11 @@ class Journal:
         """Called when it has."""
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
+
+    @property
+    def bears_fruit(self) -> bool:
+        """Whether a step has ended in this attempt that is recorded, or can be under another claim."""
+        return self.has_recorded or any(step.state in ENDED for step in self.unrecorded)
 
     @property
     def kept(self) -> bool:
