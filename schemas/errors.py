@@ -60,6 +60,12 @@ class ErrorCode(StrEnum):
     """The model kept giving output or tool calls that don't validate."""
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
     """The run reached its limit of requests, tokens, tool calls or cost."""
+    STEP_UNCERTAIN = "step_uncertain"
+    """A call that must not be made twice was started by a worker that died before it was recorded: nobody knows whether
+    it took effect."""
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    """The run was started TEAMTURN_MAX_ATTEMPTS times, and its worker died each time before a step was recorded. The
+    request is in {prefix}.dead as well."""
     SESSION_DELETED = "session_deleted"
     """The session was deleted while the turn ran; it stays deleted."""
 

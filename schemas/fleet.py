@@ -57,3 +57,5 @@ class SessionHolder(BaseModel):
     """None: its start was not recorded yet."""
     attempt: int | None
     since: datetime | None
+    step: str | None
+    """The step that was recorded last, begun or ended; None: none was yet."""

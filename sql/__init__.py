@@ -33,6 +33,7 @@ def _read_migrations() -> tuple[Migration, ...]:
 
 
 APPLIED_MIGRATIONS: Final = _read("applied_migrations")
+BEGIN_ATTEMPTS: Final = _read("begin_attempts")
 CLAIM_TURNS: Final = _read("claim_turns")
 COMMIT_TURNS: Final = _read("commit_turns")
 CONNECTION_READINGS: Final = _read("connection_readings")
@@ -54,6 +55,7 @@ READ_FLEET_SETTINGS: Final = _read("read_fleet_settings")
 RECORD_ASSIGNMENT: Final = _read("record_assignment")
 RECORD_FLEET_SETTINGS: Final = _read("record_fleet_settings")
 RECORD_MIGRATION: Final = _read("record_migration")
+RECORD_STEPS: Final = _read("record_steps")
 RELEASE_TRIAL_LOCK: Final = _read("release_trial_lock")
 REOPEN_RUN: Final = _read("reopen_run")
 RUNS_TO_SUMMARIZE: Final = _read("runs_to_summarize")
@@ -62,6 +64,7 @@ SHOW_SESSION: Final = _read("show_session")
 STORE_RECEIPTS: Final = _read("store_receipts")
 STORE_SUMMARIES: Final = _read("store_summaries")
 TAKE_TRIAL_LOCK: Final = _read("take_trial_lock")
+UNCOUNT_ATTEMPTS: Final = _read("uncount_attempts")
 UNLOCK_SESSIONS: Final = _read("unlock_sessions")
 
 MIGRATIONS: Final = _read_migrations()

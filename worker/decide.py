@@ -104,7 +104,8 @@ def _too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None
 
 
 def _too_late(request: RunRequest, claim: Claim) -> Refuse | None:
-    if request.deadline is None or claim.database_time < request.deadline:
+    # One that was started before its deadline is late as a running turn is: executed, it ends at once, as ERROR.
+    if request.deadline is None or claim.database_time < request.deadline or claim.attempts:
         return None
     message = "the deadline had passed when the turn could have been started"
     return Refuse(ErrorCode.DEADLINE_EXCEEDED, message)

@@ -89,6 +89,18 @@ class UsageLimitReached(TurnFailed):
     code = ErrorCode.USAGE_LIMIT_EXCEEDED
 
 
+class StepUncertain(TurnFailed):
+    """A call that must not be made twice was started, and its worker died before it was recorded."""
+
+    code = ErrorCode.STEP_UNCERTAIN
+
+
+class AttemptsExhausted(TurnFailed):
+    """The run was started too often without a step that was recorded: it is taken for what kills its workers."""
+
+    code = ErrorCode.ATTEMPTS_EXHAUSTED
+
+
 class SessionDeleted(TurnFailed):
     """The session was deleted while the turn ran."""
 
@@ -101,6 +113,10 @@ class BrokerUnavailable(Exception):
 
 class StoreUnavailable(Exception):
     """Postgres can't do it now: not reachable, out of locks or space, or waiting too long. Worth trying again."""
+
+
+class StoreFull(StoreUnavailable):
+    """Postgres has no room on its disk."""
 
 
 class LaneLost(StoreUnavailable):

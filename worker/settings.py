@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     prefetch: Annotated[int, Field(ge=1, le=65_535)] = 128
     max_concurrent_turns: PositiveInt = 256
     turn_timeout: Seconds = 600
+    max_attempts: PositiveInt = 3
     drain_timeout: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""

@@ -108,7 +108,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
-        taker = TurnTaker(sessions, executors, answers, summaries, settings)
+        taker = TurnTaker(sessions, executors, answers, summaries, settings, bury=forwarder.keep_dead)
         mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         consumers = Consumers(
@@ -120,7 +120,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             name=application_name("intake"),
         )
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
-        fleet = Fleet(membership, consumers, topology, sessions.lock_budget.share_with)
+        fleet = Fleet(membership, consumers, topology, sessions)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
@@ -141,7 +141,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:
     """See that schema, fleet settings and topology are as this worker needs them; return how many locks there are."""
     database = await _as_startup(
-        connect(settings.postgres_url, settings.db_schema, application=application_name("start"))
+        connect(settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True)
     )
     try:
         if migrating:

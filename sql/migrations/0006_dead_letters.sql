@@ -116,9 +116,14 @@ begin
     delete from receipts as stored where stored.run_id = of_run;
 
     -- What the next start counts on from; nobody has started it yet.
-    insert into turn_attempts as stored (run_id, attempts, session_id) values (of_run, attempt, of_session)
+    -- It is not for having failed before that it is taken for poison.
+    insert into turn_attempts as stored (run_id, attempts, uncounted, session_id)
+    values (of_run, attempt, attempt, of_session)
     on conflict (run_id) do update
-    set attempts = greatest(stored.attempts, excluded.attempts), session_id = excluded.session_id, worker = null;
+    set attempts = greatest(stored.attempts, excluded.attempts),
+        uncounted = greatest(stored.attempts, excluded.attempts),
+        session_id = excluded.session_id,
+        worker = null;
 
     attempt := attempt + 1;
 end;

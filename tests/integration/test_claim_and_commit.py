@@ -15,6 +15,7 @@ import pytest
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
 from tests.support.waiting import eventually
+from tests.unit.examples import context_of
 from worker.errors import (
     ClaimOutdated,
     LaneLost,
@@ -49,7 +50,7 @@ def request_of(run_id: str, session_id: str = "s1", text: str = "hi") -> RunRequ
 
 async def commit(claimed: ClaimedSession, content: str = "answer", *, now: float | None = None) -> RunReply:
     """Commit a completed turn with that answer."""
-    turn = new_turn(claimed.request, claimed.claim.session, claimed.claim.history, attempt=1)
+    turn = new_turn(claimed.request, claimed.claim.session, context_of(*claimed.claim.history), attempt=1)
     outcome = Outcome(RunStatus.COMPLETED, content=content, session_state=dict(turn.session_state))
     now = time.time() if now is None else now
     reply = finished(

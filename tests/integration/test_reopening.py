@@ -15,7 +15,7 @@ from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
 from tests.integration.test_claim_and_commit import store_of
 from tests.support.waiting import eventually
-from tests.unit.examples import agent
+from tests.unit.examples import agent, context_of
 from worker.errors import ExecutorFailed
 from worker.executors.attempt import Outcome as TurnOutcome
 from worker.executors.attempt import failed, new_turn
@@ -65,7 +65,7 @@ async def commit(
 ) -> RunReply:
     """Store a run of that status; if nothing else is said, one that failed."""
     async with store.claimed(request, 3) as claimed:
-        turn = new_turn(request, claimed.claim.session, claimed.claim.history, attempt=attempt)
+        turn = new_turn(request, claimed.claim.session, context_of(*claimed.claim.history), attempt=attempt)
         outcome = (
             TurnOutcome(status, content="answer", session_state={})
             if status is RunStatus.COMPLETED

@@ -14,6 +14,7 @@ from pamqp.common import FieldTable
 from worker.sandbox import Sandbox
 from worker.sandbox.containers import check_engine
 from worker.sandbox.errors import WayClosedError
+from worker.sandbox.postgres import PostgresNode
 
 _QUEUE: FieldTable = {"x-queue-type": "quorum"}
 
@@ -76,9 +77,13 @@ def _check(box: Sandbox) -> None:
 def test_private_servers_answer_survive_restarts_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAMTURN_SANDBOX", "binaries")
     said: list[str] = []
-    with Sandbox(report=said.append) as box:
+    with Sandbox(report=said.append, own=True) as box:
         directory = box.site.directory
         _check(box)
+        assert isinstance(box.postgres, PostgresNode)
+        box.postgres.shut_down_immediately()
+        box.postgres.start()
+        assert asyncio.run(_stored(box)) == (b"hello", "hello"), "after an immediate shutdown"
         assert _processes_in(directory)
     assert "RabbitMQ: this machine's binaries" in said
     assert not directory.exists()

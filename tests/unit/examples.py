@@ -16,7 +16,7 @@ from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from worker.executors.attempt import new_turn
 from worker.executors.function import FunctionExecutor, executor
-from worker.executors.turn import PastRun, Turn
+from worker.executors.turn import PastRun, Turn, TurnContext
 from worker.intake.delivery import ChannelLife, Delivery, RequestDelivery
 from worker.sessions.claim import Claim, Receipt, SessionRow
 
@@ -44,7 +44,7 @@ def a_body(**fields: Any) -> bytes:
 
 
 def a_turn(**fields: Any) -> Turn:
-    return new_turn(a_request(**fields), None, (), attempt=1)
+    return new_turn(a_request(**fields), None, TurnContext(NOW), attempt=1)
 
 
 def a_session(**fields: Any) -> SessionRow:
@@ -92,6 +92,11 @@ def a_past_run(number: int, **fields: Any) -> PastRun:
         "created_at": 1_900_000_000 + number,
     }
     return PastRun(**made | fields)
+
+
+def context_of(*history: PastRun) -> TurnContext:
+    """What a turn of a session with these runs is given."""
+    return TurnContext(NOW, history)
 
 
 def executor_of(function: Callable[[Turn], Awaitable[JsonValue]]) -> FunctionExecutor:

@@ -15,7 +15,7 @@ from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.test import TestModel
 
-from tests.unit.examples import NOW, a_claim, a_past_run, a_request
+from tests.unit.examples import NOW, a_claim, a_past_run, a_request, context_of
 from tests.unit.models import failing, member, never_answering, responses, says, tasks, text
 from worker.executors.attempt import attempt, new_turn
 from worker.executors.function import executor
@@ -23,6 +23,7 @@ from worker.executors.turn import Executor, PastRun, Turn
 from worker.replies.answers import Timing, finished
 from worker.sessions.store import ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
+from worker.sessions.writes import Writes
 from worker.team.single_agent import SingleAgent
 from worker.team.team import Team
 from worker.team.workflow import Step, Workflow
@@ -53,7 +54,7 @@ async def taken(made: Executor, *, history: Sequence[PastRun] = (), seconds: flo
     kind = made.target.type.value
     target: Json = {"team_id": ...} | {f"{kind}_id": made.target.id}
     request = a_request(**target | fields)
-    turn = new_turn(request, None, tuple(history), attempt=1)
+    turn = new_turn(request, None, context_of(*history), attempt=1)
     outcome = await attempt(made, turn, limit=timedelta(seconds=seconds), now=NOW, deadline=None)
     reply = finished(request, turn, outcome, number=1, timing=_TIMING)
     left = FinishedTurn(
@@ -64,7 +65,7 @@ async def taken(made: Executor, *, history: Sequence[PastRun] = (), seconds: flo
         member_runs=tuple(turn.member_runs),
         step_results=tuple(turn.step_results),
     )
-    claimed = ClaimedSession(request=request, claim=a_claim(), _lane=cast("Any", None))
+    claimed = ClaimedSession(request=request, claim=a_claim(), _lane=cast("Any", None), _writes=Writes())
     runs = claimed._runs(reply, left)
     stored = json.loads(json.dumps([claimed._session(reply, left), [run["data"] for run in runs]]))
     return Rows(stored[0], [run["type"] for run in runs], stored[1])

@@ -27,6 +27,7 @@ class Case:
     session: dict[str, Any] | None = None
     run_exists: bool = False
     known: bool = True
+    attempts: int = 0
 
 
 _CASES = [
@@ -49,6 +50,7 @@ _CASES = [
     Case("no such team", ErrorCode.UNKNOWN_TARGET, known=False),
     Case("no such team, its session", ErrorCode.UNKNOWN_TARGET, session={}, known=False),
     Case("before the deadline", None, {"deadline": (NOW + timedelta(microseconds=1)).isoformat()}),
+    Case("after the deadline, started before", None, {"deadline": NOW.isoformat()}, attempts=1),
     Case("at the deadline", ErrorCode.DEADLINE_EXCEEDED, {"deadline": NOW.isoformat()}),
     Case("after the deadline", ErrorCode.DEADLINE_EXCEEDED, {"deadline": "2030-01-31T12:59:59+01:00"}),
     Case("reject", ErrorCode.NOT_SUPPORTED, {"on_busy": "reject"}),
@@ -61,7 +63,7 @@ _CASES = [
 @pytest.mark.parametrize("case", _CASES, ids=lambda case: case.name)
 def test_a_claimed_request_is_executed_or_refused(case: Case) -> None:
     session = None if case.session is None else a_session(**case.session)
-    claim = a_claim(session=session, run_exists=case.run_exists)
+    claim = a_claim(session=session, run_exists=case.run_exists, attempts=case.attempts)
     decision = decide(a_request(**case.asked), claim, target_known=case.known)
     if case.code is None:
         assert decision == Execute()

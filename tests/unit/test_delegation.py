@@ -15,7 +15,7 @@ from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from schemas.replies import RunStatus
-from tests.unit.examples import a_past_run, a_request, a_turn, agent, team
+from tests.unit.examples import a_past_run, a_request, a_turn, agent, context_of, team
 from tests.unit.models import member, prompts, responses, says, tasks, text
 from worker.errors import ModelFailed
 from worker.executors.attempt import new_turn
@@ -49,7 +49,7 @@ async def test_a_member_s_answer_is_given_to_the_leader_who_then_answers() -> No
 async def test_a_member_sees_its_task_and_nothing_of_the_conversation() -> None:
     finder = responses(text("x"))
     leader = responses(tasks(("finder", "find it")), text("found"))
-    turn = new_turn(a_request(input="secret question"), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(a_request(input="secret question"), None, context_of(a_past_run(1)), attempt=1)
     await Team("t", leader.model, members=[member("finder", finder.model)], instructions="secret").run(turn)
     (messages,) = finder.asked
     assert len(messages) == 1

@@ -20,7 +20,7 @@ from pydantic_ai.usage import UsageLimits
 
 from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
-from tests.unit.examples import a_past_run, a_request, a_turn, agent, everything_that_can_run, team
+from tests.unit.examples import a_past_run, a_request, a_turn, agent, context_of, everything_that_can_run, team
 from tests.unit.models import Recorded, failing, member, never_answering, prompts, responses, says, tasks, text
 from worker.errors import ModelFailed, ToolFailed, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import new_turn
@@ -102,7 +102,7 @@ async def test_the_leader_that_routes_is_told_the_tool_by_its_name_and_the_membe
 async def test_the_chosen_member_sees_the_parts_and_the_history_of_the_session() -> None:
     chosen = responses(text("seen"))
     request = a_request(input=[{"type": "text", "text": "look"}, _PICTURE])
-    turn = new_turn(request, None, (a_past_run(1), a_past_run(2)), attempt=1)
+    turn = new_turn(request, None, context_of(a_past_run(1), a_past_run(2)), attempt=1)
     made = Team("t", responses(chooses("a")).model, members=[member("a", chosen.model)], mode="route")
     assert await made.run(turn) == "seen"
     *past, given = prompts(chosen.asked[0])
@@ -115,7 +115,7 @@ async def test_members_that_are_not_to_see_the_history_see_the_input_only() -> N
     chosen = responses(text("seen"))
     members = [member("a", chosen.model)]
     made = Team("t", responses(chooses("a")).model, members=members, mode="route", add_history_to_members=False)
-    await made.run(new_turn(a_request(), None, (a_past_run(1),), attempt=1))
+    await made.run(new_turn(a_request(), None, context_of(a_past_run(1)), attempt=1))
     assert prompts(chosen.asked[0]) == ["hello"]
 
 
@@ -150,7 +150,7 @@ async def test_a_leader_that_routes_may_use_its_tools_first() -> None:
 async def test_a_team_can_be_chosen_and_its_leader_sees_the_history() -> None:
     inner_leader = responses(tasks(("deep", "dig")), text("dug"))
     inner = Team("inner", inner_leader.model, members=[member("deep")])
-    turn = new_turn(a_request(), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(a_request(), None, context_of(a_past_run(1)), attempt=1)
     assert await Team("t", responses(chooses("inner")).model, members=[inner], mode="route").run(turn) == "dug"
     assert prompts(inner_leader.asked[0]) == ["question 1", "hello"]
     assert statuses(turn) == {"deep": RunStatus.COMPLETED, "inner": RunStatus.COMPLETED}
@@ -173,7 +173,9 @@ async def test_a_chosen_member_that_fails_fails_the_turn_for_nobody_else_answers
 async def test_all_members_get_the_input_side_by_side_and_the_leader_sums_up() -> None:
     leader = responses(text("in sum"))
     met = meeting(3)
-    turn = new_turn(a_request(input=[{"type": "text", "text": "look"}, _PICTURE]), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(
+        a_request(input=[{"type": "text", "text": "look"}, _PICTURE]), None, context_of(a_past_run(1)), attempt=1
+    )
     members = [member(name, met) for name in ("c", "a", "b")]
     assert await Team("t", leader.model, members=members, mode="broadcast").run(turn) == "in sum"
     assert [run.member.id for run in turn.member_runs] == ["c", "a", "b"], "in the members' order"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.examples import a_past_run, a_request, a_session
+from tests.unit.examples import a_past_run, a_request, a_session, context_of
 from worker.executors.attempt import new_turn
 from worker.executors.turn import Turn
 
@@ -14,7 +14,7 @@ from worker.executors.turn import Turn
 def test_a_turn_says_what_was_asked_and_by_whom() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = a_request(user_id="u1", input=parts)
-    turn = new_turn(request, a_session(), (a_past_run(1), a_past_run(2)), attempt=3)
+    turn = new_turn(request, a_session(), context_of(a_past_run(1), a_past_run(2)), attempt=3)
     assert (turn.run_id, turn.session_id, turn.user_id, turn.attempt) == ("r1", "s1", "u1", 3)
     assert turn.input == "one\ntwo"
     assert turn.parts == request.input
@@ -23,19 +23,22 @@ def test_a_turn_says_what_was_asked_and_by_whom() -> None:
 
 def test_the_request_s_state_is_laid_over_the_stored_one_key_by_key() -> None:
     stored = a_session(session_state={"a": 1, "b": {"x": 1, "y": 1}, "c": 3})
-    turn = new_turn(a_request(session_state={"b": {"x": 2}, "c": None, "d": 4}), stored, (), attempt=1)
+    turn = new_turn(a_request(session_state={"b": {"x": 2}, "c": None, "d": 4}), stored, context_of(), attempt=1)
     assert turn.session_state == {"a": 1, "b": {"x": 2}, "c": None, "d": 4}
 
 
 def test_the_request_s_metadata_is_laid_over_the_session_s() -> None:
     turn = new_turn(
-        a_request(metadata={"channel": "mail"}), a_session(metadata={"channel": "web", "lang": "de"}), (), attempt=1
+        a_request(metadata={"channel": "mail"}),
+        a_session(metadata={"channel": "web", "lang": "de"}),
+        context_of(),
+        attempt=1,
     )
     assert turn.metadata == {"channel": "mail", "lang": "de"}
 
 
 def test_without_a_session_the_turn_has_what_the_request_brings() -> None:
-    turn = new_turn(a_request(session_state={"a": 1}, metadata={"m": 1}), None, (), attempt=1)
+    turn = new_turn(a_request(session_state={"a": 1}, metadata={"m": 1}), None, context_of(), attempt=1)
     assert (turn.session_state, turn.metadata, turn.history) == ({"a": 1}, {"m": 1}, ())
 
 
@@ -68,13 +71,13 @@ def test_what_an_executor_changes_is_neither_the_request_s_nor_the_session_s(cha
     )
     session = a_session(session_state={"stored": {"list": [1]}}, metadata={"stored": {"list": [1]}})
     before = request.model_dump_json(), request.fingerprint, repr(session)
-    change(new_turn(request, session, (), attempt=1))
+    change(new_turn(request, session, context_of(), attempt=1))
     assert (request.model_dump_json(), request.fingerprint, repr(session)) == before
 
 
 def test_two_turns_of_one_request_share_nothing() -> None:
     request = a_request(session_state={"list": []})
-    first, second = (new_turn(request, None, (), attempt=number) for number in (1, 2))
+    first, second = (new_turn(request, None, context_of(), attempt=number) for number in (1, 2))
     first.session_state["list"] = ["changed"]
     first.usage.input_tokens += 5
     assert second.session_state == {"list": []}

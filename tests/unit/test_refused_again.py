@@ -73,6 +73,10 @@ async def _echo(turn: Turn) -> str:
     return turn.input
 
 
+async def _never(*_: object) -> None:
+    raise AssertionError("nothing goes to the dead letters")
+
+
 @pytest.mark.parametrize(
     ("asked", "session", "properties", "code"),
     [
@@ -97,7 +101,7 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     executors: Executors = {executor.target: executor}
     store = cast("SessionStore", sessions)
     in_order = RepliesInOrder(cast("ReplyPublisher", replies))
-    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings())
+    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings(), bury=_never)
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)

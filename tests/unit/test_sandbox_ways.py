@@ -8,7 +8,7 @@ import pytest
 
 from worker.sandbox.errors import SandboxError, StartError, WayClosedError
 from worker.sandbox.server import Server
-from worker.sandbox.ways import first_open
+from worker.sandbox.ways import OWN, first_open
 
 
 def _open(way: str) -> Callable[[], Server]:
@@ -48,6 +48,19 @@ def test_a_forced_way_is_the_only_one(monkeypatch: pytest.MonkeyPatch, said: lis
 def test_a_forced_way_that_this_server_lacks_leaves_all(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     monkeypatch.setenv("TEAMTURN_SANDBOX", "wheel")
     assert first_open("RabbitMQ", {"binaries": _open("ours")}, said.append).way == "ours"
+
+
+def test_who_crashes_servers_passes_over_those_of_others(said: list[str]) -> None:
+    ways = {"url": _open("URL"), "docker": _open("in Docker"), "binaries": _open("ours")}
+    assert first_open("Postgres", ways, said.append, OWN).way == "ours"
+
+
+def test_who_crashes_servers_says_that_a_forced_way_is_somebody_elses(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setenv("TEAMTURN_SANDBOX", "url")
+    with pytest.raises(SandboxError, match=r"'url' can't be used here: .* one of binaries, wheel, packages"):
+        first_open("Postgres", {"url": _open("URL"), "binaries": _open("ours")}, said.append, OWN)
 
 
 def test_an_unknown_forced_way_is_named_with_those_that_exist(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:

@@ -16,7 +16,7 @@ from pydantic_ai.toolsets import AbstractToolset, DynamicToolset, FunctionToolse
 from pydantic_ai.toolsets.abstract import ToolsetTool
 from typing_extensions import override
 
-from tests.unit.examples import a_request, a_session, a_turn
+from tests.unit.examples import a_request, a_session, a_turn, context_of
 from tests.unit.models import Recorded, member, responses, responses_so_far, says, tasks, text
 from worker.errors import InvalidResult, ToolFailed
 from worker.executors.attempt import new_turn
@@ -205,7 +205,7 @@ async def test_a_new_session_begins_with_the_team_s_state_and_what_is_there_stay
     first = a_turn(session_state={"lang": "de"})
     await made.run(first)
     assert first.session_state == {"cart": [], "lang": "de"}
-    later = new_turn(a_request(), a_session(session_state={"cart": ["tea"], "lang": None}), (), attempt=1)
+    later = new_turn(a_request(), a_session(session_state={"cart": ["tea"], "lang": None}), context_of(), attempt=1)
     await made.run(later)
     assert later.session_state == {"cart": ["tea"], "lang": None}
 

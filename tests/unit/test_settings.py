@@ -31,7 +31,7 @@ _DEFAULTS = {
     "REPLY_TO_PATTERN": "",
     "HTTP_PORT": 8080,
 }
-_NOT_YET = {"MAX_ATTEMPTS", "HTTP_PORT"}
+_NOT_YET = {"HTTP_PORT"}
 """Without effect so far, as the CHANGELOG says."""
 _OTHERS = {
     "AMQP_URL": ("amqps://u:p@rabbit.example:5671/vhost", "amqps://u:p@rabbit.example:5671/vhost"),

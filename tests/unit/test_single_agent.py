@@ -19,7 +19,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.usage import UsageLimits
 
 from schemas.ids import SessionType
-from tests.unit.examples import NOW, a_past_run, a_request, a_turn, agent
+from tests.unit.examples import NOW, a_past_run, a_request, a_turn, agent, context_of
 from tests.unit.models import failing, member, never_answering, prompts, responses, says, text
 from worker.errors import ModelFailed, StartupError, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import attempt, new_turn
@@ -67,7 +67,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
 
 async def test_an_agent_answers_with_the_history_before_the_input() -> None:
     asked = responses(text("4"))
-    turn = new_turn(a_request(agent_id="helper"), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(a_request(agent_id="helper"), None, context_of(a_past_run(1)), attempt=1)
     assert await SingleAgent(member("helper", asked.model)).run(turn) == "4"
     assert prompts(asked.asked[0]) == ["question 1", "hello"]
     assert [message["role"] for message in turn.messages] == ["user", "assistant"]

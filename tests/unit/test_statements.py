@@ -16,10 +16,13 @@ from tests.unit.examples import nested, team
 from worker.errors import ClaimOutdated, SessionBusyElsewhere
 from worker.sessions.claim import Claim, Receipt
 from worker.sessions.statements import (
+    BEGIN_ATTEMPT,
     CLAIM,
     COMMIT,
     COUNT_ATTEMPT,
+    RECORD_STEPS,
     STORE_RECEIPT,
+    UNCOUNT_ATTEMPT,
     UNLOCK,
     ClaimRow,
     CommitOutcome,
@@ -48,6 +51,8 @@ def _claimed(position: int = 0, **fields: Any) -> dict[str, Any]:
         "session_exists": False,
         **dict.fromkeys(["session_type", "target_id", "user_id", "session_data", "metadata", "summary", "turn_seq"]),
         "history": None,
+        "attempts": 0,
+        "fruitless": 0,
     }
     return made | fields
 
@@ -64,10 +69,12 @@ def _claim(record: dict[str, Any]) -> Claim:
 
 
 def test_the_rows_of_a_claim_are_one_json_array_with_their_positions() -> None:
-    (argument,) = CLAIM.arguments([ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None, summarized=True)])
+    (argument,) = CLAIM.arguments(
+        [ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None, summarized=True, fingerprint=b"\xff")]
+    )
     assert json.loads(argument) == [
-        {"position": 0, "run_id": "r1", "session_id": "s1", "history_runs": 3, "summarized": False},
-        {"position": 1, "run_id": "rö", "session_id": 's"2', "history_runs": None, "summarized": True},
+        {"position": 0, "run_id": "r1", "session_id": "s1", "history_runs": 3, "summarized": False, "request": ""},
+        {"position": 1, "run_id": "rö", "session_id": 's"2', "history_runs": None, "summarized": True, "request": "ff"},
     ]
 
 
@@ -197,7 +204,16 @@ def test_each_run_gets_the_number_of_its_attempt_whatever_their_order() -> None:
 
 def test_the_statements_have_names_of_their_own() -> None:
     """A lane gathers rows by the statement's name."""
-    statements: list[Any] = [CLAIM, COMMIT, STORE_RECEIPT, UNLOCK, COUNT_ATTEMPT]
+    statements: list[Any] = [
+        CLAIM,
+        COMMIT,
+        STORE_RECEIPT,
+        UNLOCK,
+        COUNT_ATTEMPT,
+        BEGIN_ATTEMPT,
+        RECORD_STEPS,
+        UNCOUNT_ATTEMPT,
+    ]
     assert len({statement.name for statement in statements}) == len(statements)
     assert {SessionType.TEAM.value, SessionType.AGENT.value, SessionType.WORKFLOW.value} == {
         "team",

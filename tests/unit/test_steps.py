@@ -11,7 +11,6 @@ from pydantic import JsonValue
 
 from tests.unit.examples import a_turn
 from worker.errors import InvalidResult
-from worker.executors.steps import Steps
 
 
 async def _price() -> JsonValue:
@@ -35,21 +34,21 @@ async def test_a_step_returns_what_its_function_returns_or_what_that_comes_to(fn
 
 
 async def test_a_name_used_again_is_counted_and_each_name_by_itself() -> None:
-    steps = Steps()
+    steps = a_turn().steps
     keys = []
     for name in ["a", "b", "a", "a", "b", "a#1"]:
         await steps.run(name, lambda: 1)
-        keys.append(steps.last_key)
+        keys.append(steps.journal.last_key)
     assert keys == ["a#1", "b#1", "a#2", "a#3", "b#2", "a#1#1"]
 
 
 async def test_steps_side_by_side_are_counted_in_the_order_of_their_calls() -> None:
-    steps = Steps()
+    steps = a_turn().steps
     begun: list[str | None] = []
     go = asyncio.Event()
 
     async def work() -> JsonValue:
-        begun.append(steps.last_key)
+        begun.append(steps.journal.last_key)
         await go.wait()
         return None
 

@@ -10,7 +10,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart
 from pydantic_ai.models.function import AgentInfo
 
 from schemas.replies import RunStatus
-from tests.unit.examples import NOW, a_past_run, a_request, a_session
+from tests.unit.examples import NOW, a_past_run, a_request, a_session, context_of
 from tests.unit.models import Recorded, member, prompts, responses_so_far, tasks, text
 from worker.executors.attempt import Outcome, attempt, new_turn
 from worker.executors.turn import Turn
@@ -49,7 +49,7 @@ async def test_fifty_turns_at_once_leak_nothing_into_each_other() -> None:
     async def one(number: int) -> tuple[Turn, Outcome]:
         request = a_request(run_id=f"r{number}", session_id=f"s{number}", input=f"q{number}")
         stored = a_session(session_state={"mine": number})
-        turn = new_turn(request, stored, (a_past_run(number),), attempt=1)
+        turn = new_turn(request, stored, context_of(a_past_run(number)), attempt=1)
         return turn, await attempt(made, turn, limit=timedelta(seconds=60), now=NOW, deadline=None)
 
     results = await asyncio.gather(*(one(number) for number in range(_TURNS)))
@@ -75,7 +75,9 @@ async def test_a_turn_that_fails_leaves_those_beside_it_alone() -> None:
     made = Team("t", Recorded(answer).model)
 
     async def one(number: int) -> RunStatus:
-        turn = new_turn(a_request(run_id=f"r{number}", input="fail" if number % 5 == 0 else "x"), None, (), attempt=1)
+        turn = new_turn(
+            a_request(run_id=f"r{number}", input="fail" if number % 5 == 0 else "x"), None, context_of(), attempt=1
+        )
         return (await attempt(made, turn, limit=timedelta(seconds=60), now=NOW, deadline=None)).status
 
     statuses = await asyncio.gather(*(one(number) for number in range(_TURNS)))

@@ -10,7 +10,7 @@ from pydantic_ai import BinaryContent, RunContext, Tool
 from pydantic_ai.messages import ModelRequest, ModelResponse, TextPart, ToolCallPart
 from pydantic_ai.models.test import TestModel
 
-from tests.unit.examples import a_past_run, a_request, a_turn
+from tests.unit.examples import a_past_run, a_request, a_turn, context_of
 from tests.unit.models import prompts, responses, text
 from worker.executors.attempt import new_turn
 from worker.executors.turn import PastRun, Turn
@@ -18,7 +18,7 @@ from worker.team.team import Team
 
 
 def _turn(*history: PastRun, **fields: Any) -> Turn:
-    return new_turn(a_request(**fields), None, history, attempt=1)
+    return new_turn(a_request(**fields), None, context_of(*history), attempt=1)
 
 
 async def test_the_model_s_text_is_the_answer() -> None:

@@ -19,7 +19,7 @@ from pydantic_ai.usage import UsageLimits
 from schemas.errors import ErrorCode
 from schemas.ids import SessionType
 from schemas.replies import RunStatus
-from tests.unit.examples import NOW, a_past_run, a_request, a_session, a_turn, agent, team
+from tests.unit.examples import NOW, a_past_run, a_request, a_session, a_turn, agent, context_of, team
 from tests.unit.models import failing, member, never_answering, prompts, responses, says, tasks, text
 from worker.errors import ExecutorFailed, ModelFailed, TurnFailed, TurnTimedOut, UsageLimitReached
 from worker.executors.attempt import attempt, new_turn
@@ -258,7 +258,7 @@ async def test_a_usage_limit_is_one_of_all_steps_together() -> None:
 async def test_agents_see_the_history_only_where_asked(*, shown: bool, seen: list[str]) -> None:
     asked, led = responses(text("x")), responses(text("x"))
     steps: list[Any] = [member("a", asked.model), Team("t", led.model)]
-    turn = new_turn(a_request(workflow_id="w"), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(a_request(workflow_id="w"), None, context_of(a_past_run(1)), attempt=1)
     await Workflow("w", steps, add_history_to_steps=shown).run(turn)
     assert prompts(asked.asked[0]) == seen
     *past, given = prompts(led.asked[0])
@@ -270,7 +270,7 @@ async def test_a_function_finds_the_history_in_the_turn() -> None:
     async def look(turn: Turn) -> JsonValue:
         return [run.input for run in turn.history]
 
-    turn = new_turn(a_request(workflow_id="w"), None, (a_past_run(1),), attempt=1)
+    turn = new_turn(a_request(workflow_id="w"), None, context_of(a_past_run(1)), attempt=1)
     assert await Workflow("w", [look]).run(turn) == ["question 1"]
 
 
@@ -281,7 +281,7 @@ async def test_a_new_session_begins_with_the_workflow_s_state_and_a_stored_one_s
     made = Workflow("w", [look], session_state={"cart": [], "lang": "en"})
     assert await made.run(a_turn(workflow_id="w")) == {"cart": [], "lang": "en"}
     stored = a_session(session_type=SessionType.WORKFLOW, target_id="w", session_state={"cart": ["tea"]})
-    turn = new_turn(a_request(workflow_id="w"), stored, (), attempt=1)
+    turn = new_turn(a_request(workflow_id="w"), stored, context_of(), attempt=1)
     assert await made.run(turn) == {"cart": ["tea"], "lang": "en"}
 
 

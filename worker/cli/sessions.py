@@ -70,7 +70,7 @@ def who_command(
     *,
     as_json: _AsJson = False,
 ) -> None:
-    """Show which worker executes a session's turn, and since when.
+    """Show which worker executes a session's turn, since when, and at which step.
 
     Without a session: all whose turn has lasted a moment. Exit code 1 if nobody holds the session.
     """
@@ -88,7 +88,8 @@ def who_command(
 def _print_holder(holder: SessionHolder) -> None:
     since = "just now" if holder.since is None else age(int(holder.since.timestamp()))
     run = "" if holder.run_id is None else f" · run {holder.run_id} · attempt {holder.attempt}"
-    typer.echo(f"{printable(holder.session_id)} · {holder.worker} · {since}{printable(run)}")
+    step = "" if holder.step is None else f" · step {holder.step}"
+    typer.echo(f"{printable(holder.session_id)} · {holder.worker} · {since}{printable(run + step)}")
 
 
 def _read(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
@@ -15,10 +16,18 @@ from pydantic import JsonValue
 
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
-from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
+from worker.errors import (
+    DeadlineExceeded,
+    ExecutorFailed,
+    InvalidResult,
+    StoreUnavailable,
+    TurnFailed,
+    TurnTimedOut,
+)
+from worker.executors.journal import Journal
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
 from worker.executors.steps import Steps
-from worker.executors.turn import Executor, PastRun, SharedSession, Turn, Usage
+from worker.executors.turn import Executor, SharedSession, Turn, TurnContext, Usage
 from worker.sessions.claim import SessionRow
 
 _CANCELLATION_SECONDS: Final = 2.0
@@ -40,13 +49,21 @@ class Outcome:
     """The name to store, if the turn changed it."""
 
 
-def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[PastRun, ...], *, attempt: int) -> Turn:
+def new_turn(
+    request: RunRequest,
+    session: SessionRow | None,
+    given: TurnContext,
+    *,
+    attempt: int,
+    journal: Journal | None = None,
+) -> Turn:
     """Return a turn with everything of its own: what the executor changes is neither the request's nor the row's.
 
     The request's state is laid over the stored one, key by key, and so is its metadata.
     """
     stored_state = {} if session is None else session.session_state
     stored_metadata = {} if session is None else session.metadata
+    shared = SharedSession(deepcopy(stored_state | request.session_state), None if session is None else session.name)
     return Turn(
         run_id=request.run_id,
         session_id=request.session_id,
@@ -55,12 +72,11 @@ def new_turn(request: RunRequest, session: SessionRow | None, history: tuple[Pas
         parts=request.input if isinstance(request.input, str) else list(request.input),
         metadata=deepcopy(stored_metadata | request.metadata),
         attempt=attempt,
-        history=history,
-        session=SharedSession(
-            deepcopy(stored_state | request.session_state), None if session is None else session.name
-        ),
-        steps=Steps(),
-        summary=None if session is None else session.summary,
+        started_at=given.started_at,
+        history=given.history,
+        session=shared,
+        steps=Steps(shared, journal),
+        summary=given.summary,
         id_seed=request.fingerprint.hex(),
     )
 
@@ -70,7 +86,8 @@ async def attempt(
 ) -> Outcome:
     """Have the executor take the turn, and return what came of it.
 
-    It never raises for what the executor did. `now` is the database's time, by which the deadline is judged.
+    It never raises for what the executor did. It raises StoreUnavailable where a step could not be recorded: the lock
+    of the session is gone then, and there is no outcome. `now` is the database's time, by which the deadline is judged.
     """
     seconds = limit.total_seconds()
     left = math.inf if deadline is None else (deadline - now).total_seconds()
@@ -80,8 +97,14 @@ async def attempt(
             return DeadlineExceeded("the deadline passed while the turn ran")
         return TurnTimedOut(f"the turn ran longer than {seconds:g} s")
 
+    completed = False
     try:
-        return await _completed(executor, turn, max(min(left, seconds), 0.0), late)
+        outcome = await _completed(executor, turn, max(min(left, seconds), 0.0), late)
+        completed = True
+    except _Stopped as stopped:
+        if isinstance(stopped.reason, TurnFailed):
+            return failed(stopped.reason)
+        raise stopped.reason from None
     except TurnFailed as error:
         return failed(error)
     except asyncio.CancelledError as error:
@@ -91,6 +114,18 @@ async def attempt(
         return _broken(executor, error)
     except Exception as error:  # noqa: BLE001 - whatever users' code raises ends its own turn only
         return _broken(executor, error)
+    else:
+        return outcome
+    finally:
+        turn.steps.journal.close(completed=completed)
+
+
+class _Stopped(Exception):
+    """The journal ends the attempt."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _broken(executor: Executor, error: BaseException) -> Outcome:
@@ -106,7 +141,7 @@ def failed(error: TurnFailed) -> Outcome:
 
 async def _completed(executor: Executor, turn: Turn, seconds: float, late: Callable[[], TurnFailed]) -> Outcome:
     name_before = turn.session_name
-    answer = await _within(seconds, _run(executor, turn), late)
+    answer = await _within(seconds, _run(executor, turn), turn.steps.journal, late)
     content = as_json(answer, what="the answer")
     state = as_json(turn.session_state, what="the session state")
     if not isinstance(state, dict):
@@ -142,14 +177,32 @@ async def _run(executor: Executor, turn: Turn) -> JsonValue:
         raise ExecutorFailed(f"{executor.target} raised {type(error).__name__}") from error
 
 
-async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late: Callable[[], TurnFailed]) -> JsonValue:
-    """Await an executor for so long. The limit is a hard one: users' code that ignores its cancellation is left behind.
+async def _within(
+    seconds: float, running: Coroutine[Any, Any, JsonValue], journal: Journal, late: Callable[[], TurnFailed]
+) -> JsonValue:
+    """Await an executor for so long, and no longer than its journal lets it go on.
+
+    The limit is a hard one: users' code that ignores its cancellation is left behind.
 
     A task of its own is what makes that possible; its end is then nobody's business.
     """
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     task = asyncio.create_task(running)
+    ended: asyncio.Future[None] = loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    task.add_done_callback(end)
+    journal.listen(end)
     try:
-        await asyncio.wait([task], timeout=seconds)
+        await asyncio.wait([ended], timeout=seconds)
+        if journal.stopped is not None:
+            if isinstance(journal.stopped, StoreUnavailable):
+                await _settled(journal, until=begun + seconds)
+            raise _Stopped(journal.stopped)
         if task.done():
             return task.result()
         raise late()
@@ -161,3 +214,10 @@ async def _within(seconds: float, running: Coroutine[Any, Any, JsonValue], late:
             _log.error("executor_ignores_cancellation", consequence="it is left behind, and goes on by itself")
         elif not task.cancelled():
             task.exception()  # seen: what it raises while it is cancelled is not the turn's error
+
+
+async def _settled(journal: Journal, *, until: float) -> None:
+    """Let what is being made end: a call that somebody paid for can be recorded when the session is claimed again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(until):
+            await journal.settled()

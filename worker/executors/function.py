@@ -10,13 +10,13 @@ from typing import Any, Final, Literal
 from pydantic import JsonValue
 
 from schemas.ids import SessionType, Target
-from worker.executors.arguments import HISTORY_RUNS, check, one_of, takes, target_of
+from worker.executors.arguments import FLAG, HISTORY_RUNS, check, one_of, takes, target_of
 from worker.executors.turn import Turn
 
 TurnFunction = Callable[[Turn], Awaitable[Any]]
 """An async function of the Turn; it returns a JSON value."""
 
-_KINDS: Final = {"kind": one_of(*(kind.value for kind in SessionType)), "history_runs": HISTORY_RUNS}
+_KINDS: Final = {"kind": one_of(*(kind.value for kind in SessionType)), "history_runs": HISTORY_RUNS, "journal": FLAG}
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class FunctionExecutor:
     target: Target
     function: TurnFunction
     history_runs: int | None
+    journal: bool = True
     model_name: str | None = None
     summarizer: None = None
 
@@ -49,6 +50,7 @@ def executor(
     *,
     kind: Literal["team", "agent", "workflow"] = "team",
     history_runs: int | None = 3,
+    journal: bool = True,
 ) -> Callable[[TurnFunction], FunctionExecutor]:
     """Make an async function `(turn: Turn) -> JSON value` one that can take turns.
 
@@ -59,15 +61,16 @@ def executor(
         id: What requests name it by.
         kind: By which field they do: team_id, agent_id or workflow_id.
         history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
+        journal: Whether the turn's steps are recorded, so that another attempt does not make them again.
 
     """
-    check(f"executor {id!r}", _KINDS, {"kind": kind, "history_runs": history_runs})
+    check(f"executor {id!r}", _KINDS, {"kind": kind, "history_runs": history_runs, "journal": journal})
     target = target_of(SessionType(kind), id, f"executor id {id!r}")
 
     def made(function: TurnFunction) -> FunctionExecutor:
         if not inspect.iscoroutinefunction(function) or not takes(function, None):
             name = getattr(function, "__name__", "run")
             raise TypeError(f"executor {id!r}: the function must be async, and take the turn: async def {name}(turn)")
-        return FunctionExecutor(target=target, function=function, history_runs=history_runs)
+        return FunctionExecutor(target=target, function=function, history_runs=history_runs, journal=journal)
 
     return made

@@ -1,30 +1,81 @@
-"""Steps: the named units of work of a turn, each run once and known by a key that is the same in every attempt."""
+"""Steps: the named units of work of a turn, each made once and known by a key that is the same in every attempt."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any, Final
 
 from pydantic import JsonValue
 
+from worker.errors import TurnFailed
+from worker.executors.journal import Asked, Journal
 from worker.executors.json_values import as_json
+from worker.executors.state_changes import HasState, watched
+
+_FAILURE: Final = "failure"
+_LONGEST_KEY_CHARACTERS: Final = 400
+"""A key is part of an index, and a model chooses the ids of its calls."""
 
 
 class Steps:
-    """Runs a turn's steps. A step's key is `name#n`, n counted per name in the order of the calls."""
+    """The steps of one part of a turn. A step's key is `path/name#n`, n counted per name in the order of the calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, session: HasState, journal: Journal | None = None, path: str = "") -> None:
+        """`path` is the part's, the same in every attempt; '' is the turn itself."""
+        self._session = session
+        self.journal = journal or Journal()
+        self._path = path
         self._uses: Counter[str] = Counter()
-        self.last_key: str | None = None
-        """The step that was begun last; for people who ask where a turn is."""
 
-    async def run(self, name: str, fn: Callable[[], Any]) -> JsonValue:
-        """Run one step and return its result as plain JSON. Raises InvalidResult if it is none."""
+    def within(self, part: str) -> Steps:
+        """Return the steps of a part of the turn; `part` is the same in every attempt."""
+        return Steps(self._session, self.journal, f"{self._path}{part}/")
+
+    async def run(self, name: str, fn: Callable[[], Any], *, repeatable: bool = False) -> JsonValue:
+        """Make one step and return its result as plain JSON. Raises InvalidResult if it is none."""
+
+        async def make() -> JsonValue:
+            with watched(self._session):
+                result = fn()
+                if inspect.isawaitable(result):
+                    result = await result
+            return as_json(result, what=f"step {name!r}")
+
         self._uses[name] += 1
-        self.last_key = f"{name}#{self._uses[name]}"
-        result = fn()
-        if inspect.isawaitable(result):
-            result = await result
-        return as_json(result, what=f"step {name!r}")
+        asked = Asked(self._key(name, self._uses[name]), repeatable=repeatable)
+        made: JsonValue = await self.journal.run(asked, self._state, make)
+        return made
+
+    async def call(self, name: str, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
+        """Make a call of a model or a tool, `asked` without its key, which is made of the name.
+
+        A call whose failure is not kept takes no number when it fails: the next one is the same call again.
+        """
+        number = self._uses[name] + 1
+        if asked.failure_kept:
+            self._uses[name] = number
+        made = await self.journal.run(replace(asked, key=self._key(name, number)), self._state, make)
+        self._uses[name] = max(self._uses[name], number)
+        return made
+
+    def failure_before(self) -> TurnFailed | None:
+        """Return what the part failed with in an earlier attempt, if the turn went on without it."""
+        return self.journal.failure_of(self._key(_FAILURE, 1), self._path, self._state())
+
+    async def keep_failure(self, failure: TurnFailed) -> None:
+        """Record that the part has failed, and the turn goes on without it."""
+        await self.journal.keep_failure(self._key(_FAILURE, 1), failure)
+
+    def _key(self, name: str, number: int) -> str:
+        key = f"{self._path}{name}#{number}"
+        if len(key) <= _LONGEST_KEY_CHARACTERS:
+            return key
+        digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        return f"{key[:_LONGEST_KEY_CHARACTERS]}…{digest}"
+
+    def _state(self) -> dict[str, Any]:
+        return self._session.state

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Protocol
 
 from pydantic import JsonValue
@@ -40,6 +41,26 @@ class PastRun:
     def content_text(self) -> str:
         """The answer as text; JSON content as its JSON."""
         return text_of(self.content)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnContext:
+    """What of its session a turn is given: recorded with its first step, and given again to a later attempt."""
+
+    started_at: datetime
+    """When the first attempt began, by Postgres's clock."""
+    history: tuple[PastRun, ...] = ()
+    """The last completed runs of the session, oldest first."""
+    summary: str | None = None
+    """The session's summary."""
+
+    def as_json(self) -> JsonValue:
+        """Return it as it is recorded: of the history, the ids."""
+        return {
+            "started_at": self.started_at.isoformat(),
+            "history": [run.run_id for run in self.history],
+            "summary": self.summary,
+        }
 
 
 def text_of(content: JsonValue) -> str:
@@ -173,6 +194,9 @@ class Turn:
     """The session's metadata, with the request's merged into it."""
     attempt: int
     """Which attempt of the run this is, from 1."""
+    started_at: datetime
+    """When its first attempt began, by Postgres's clock: the same in every attempt. An instruction that tells the time
+    takes it from here, so that a resumed turn asks the same."""
     history: tuple[PastRun, ...]
     """The last `history_runs` completed runs of the session, oldest first."""
     session: SharedSession
@@ -219,20 +243,26 @@ class Turn:
     def session_name(self, name: str | None) -> None:
         self.session.name = name
 
-    async def step(self, name: str, fn: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever `fn` returns, as plain JSON
+    async def step(self, name: str, fn: Callable[[], Any], *, repeatable: bool = False) -> Any:  # noqa: ANN401 - whatever `fn` returns, as plain JSON
         """Run `fn` as a step of this turn, and return its result.
 
         `fn` returns a JSON value, or an awaitable of one; anything else ends the turn with `invalid_result`. A name
-        may be used again: its uses are counted.
+        may be used again: its uses are counted. The result is recorded, with what `fn` changed in the session's state:
+        another attempt of the turn is given both, and doesn't call `fn`. If the worker dies while `fn` runs, one that
+        is `repeatable` is called again; any other ends the turn with `step_uncertain`.
         """
-        return await self.steps.run(name, fn)
+        return await self.steps.run(name, fn, repeatable=repeatable)
 
     async def emit(self, event: Any) -> None:  # noqa: ANN401 - any JSON value
         """Publish an event to those who watch the run; without `stream: true` in the request nobody does."""
 
-    def part(self, run_id: str, given: Input, messages: list[JsonObject]) -> Turn:
-        """Return this turn as a member or a step takes part in it: the same session and state, a run of its own."""
-        return replace(self, run_id=run_id, input=text_of_input(given), parts=given, messages=messages)
+    def part(self, name: str, run_id: str, given: Input, messages: list[JsonObject]) -> Turn:
+        """Return this turn as a member or a step takes part in it: the same session and state, a run of its own.
+
+        `name` is the part's within this one, the same in every attempt.
+        """
+        steps = self.steps.within(name)
+        return replace(self, run_id=run_id, input=text_of_input(given), parts=given, messages=messages, steps=steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +303,10 @@ class Executor(Protocol):
     @property
     def model_name(self) -> str | None:
         """The model that answers, if there is one; stored with the session."""
+
+    @property
+    def journal(self) -> bool:
+        """Whether the steps of its turns are recorded."""
 
     @property
     def summarizer(self) -> Summarizer | None:

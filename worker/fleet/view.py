@@ -69,6 +69,7 @@ def _holder(record: Any, session_id: str) -> SessionHolder:  # noqa: ANN401 - an
         run_id=record["run_id"],
         attempt=record["attempts"],
         since=record["started_at"],
+        step=record["step"],
     )
 
 

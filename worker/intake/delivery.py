@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
 
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS
-
-REPLAYED: Final = "x-teamturn-replayed"
-"""Set on what `teamturn dead replay` publishes: there were attempts before it, and theirs are counted on."""
 
 
 class ChannelLife:
@@ -50,7 +47,7 @@ class Delivery:
     @property
     def redelivered(self) -> bool:
         """Whether somebody had it before, and may have started it."""
-        return bool(self.message.redelivered) or REPLAYED in self.headers
+        return bool(self.message.redelivered)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -96,6 +93,8 @@ class RequestDelivery:
     request: RunRequest
     outdated: int = 0
     """How many of its claims were outdated when they were to be committed."""
+    outlived: int = 0
+    """How many of its attempts ended here without a recorded step, though the worker lives; to be uncounted."""
     attempts: int = 0
     """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
 

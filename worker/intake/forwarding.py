@@ -35,6 +35,9 @@ CODE_HEADER: Final = "x-teamturn-code"
 REASON_HEADER: Final = "x-teamturn-reason"
 QUEUE_HEADER: Final = "x-teamturn-queue"
 TIME_HEADER: Final = "x-teamturn-time"
+ATTEMPTS_HEADER: Final = "x-teamturn-attempts"
+STEPS_HEADER: Final = "x-teamturn-steps"
+TOKENS_HEADER: Final = "x-teamturn-tokens"
 WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
 """Set on what came without a message_id: the client makes one up for the copy, and a message_id can be the run_id."""
 
@@ -52,7 +55,7 @@ _MOST_ANSWERS: Final = 32
 _log = structlog.get_logger()
 
 
-def copy_of(delivery: Delivery, extra_headers: dict[str, str]) -> Message:
+def copy_of(delivery: Delivery, extra_headers: dict[str, Any]) -> Message:
     """Return a persistent message with the same body and properties, and some headers more.
 
     Left out: `expiration` and priority (such a request is refused where it is seen), `user_id`, which the broker
@@ -76,6 +79,18 @@ def copy_with(headers: dict[str, Any], extra_headers: dict[str, str], original: 
         type=original.type,
         app_id=original.app_id,
     )
+
+
+def _why(delivery: Delivery, refusal: RequestRefused) -> dict[str, Any]:
+    why = {
+        CODE_HEADER: refusal.code.value,
+        REASON_HEADER: refusal.message,
+        QUEUE_HEADER: delivery.source,
+        TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if not delivery.message.message_id:
+        why[WITHOUT_MESSAGE_ID] = "1"
+    return why
 
 
 def _sendable(headers: dict[str, Any]) -> dict[str, Any]:
@@ -127,18 +142,20 @@ class Forwarder:
         copy = copy_of(delivery, {PASSED_ON: "1"})
         self._waiting.put_nowait(_Forwarded(delivery, copy, self._topology.requests, slot))
 
+    async def keep_dead(self, delivery: Delivery, refusal: RequestRefused, headers: dict[str, Any]) -> None:
+        """Publish a copy to the dead-letter queue, with headers beside those that say why; wait for its confirm.
+
+        The delivery is acknowledged by whoever answers it; once it is dead, nothing is published.
+        """
+        _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
+        copy = copy_of(delivery, _why(delivery, refusal) | headers)
+        await self._published(_Forwarded(delivery, copy, "", self._topology.dead, refusal))
+
     def bury(self, delivery: Delivery, refusal: RequestRefused) -> None:
         """Publish what can't be executed to the dead-letter queue, with headers that say why, and answer it."""
         _log.warning("request_dead_lettered", code=refusal.code.value, reason=refusal.message, queue=delivery.source)
-        why = {
-            CODE_HEADER: refusal.code.value,
-            REASON_HEADER: refusal.message,
-            QUEUE_HEADER: delivery.source,
-            TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        if not delivery.message.message_id:
-            why[WITHOUT_MESSAGE_ID] = "1"
-        self._waiting.put_nowait(_Forwarded(delivery, copy_of(delivery, why), "", self._topology.dead, refusal))
+        copy = copy_of(delivery, _why(delivery, refusal))
+        self._waiting.put_nowait(_Forwarded(delivery, copy, "", self._topology.dead, refusal))
 
     async def run(self) -> None:
         """Publish what is given, until the task is cancelled; answers that are under way then are given up."""

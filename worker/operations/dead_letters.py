@@ -17,11 +17,14 @@ from pydantic import JsonValue
 from schemas.dead_letters import DeadLetter, DeadLetterContent
 from schemas.ids import SessionType
 from worker.intake.forwarding import (
+    ATTEMPTS_HEADER,
     CODE_HEADER,
     OWN_HEADERS,
     QUEUE_HEADER,
     REASON_HEADER,
+    STEPS_HEADER,
     TIME_HEADER,
+    TOKENS_HEADER,
     WITHOUT_MESSAGE_ID,
 )
 from worker.intake.reading import known_ids
@@ -58,9 +61,9 @@ def dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
         target_type=target_type,
         target_id=known.get(f"{target_type.value}_id") if target_type else None,
         size_bytes=len(message.body),
-        attempts=_count(headers.get("x-teamturn-attempts")),
-        steps=_count(headers.get("x-teamturn-steps")),
-        tokens=_count(headers.get("x-teamturn-tokens")),
+        attempts=_count(headers.get(ATTEMPTS_HEADER)),
+        steps=_count(headers.get(STEPS_HEADER)),
+        tokens=_count(headers.get(TOKENS_HEADER)),
     )
 
 

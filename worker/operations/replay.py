@@ -18,7 +18,6 @@ from aio_pika.abc import AbstractIncomingMessage
 from schemas.dead_letters import DeadLetterDone
 from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, RequestRefused, StatementRefused
-from worker.intake.delivery import REPLAYED
 from worker.intake.forwarding import copy_with
 from worker.intake.reading import read_request
 from worker.intake.slots import slot_of
@@ -47,7 +46,7 @@ async def replay(
     except _LeftWhereItIs as why:
         return DeadLetterDone(id=letter_id, action="skipped", detail=str(why), dry_run=dry_run)
     if not dry_run:
-        copy = copy_with(headers_as_sent(message), {REPLAYED: "1"}, message)
+        copy = copy_with(headers_as_sent(message), {}, message)
         await queue.publish(copy, slot_of(request.session_id))
         await queue.remove(message)
     return DeadLetterDone(id=letter_id, action="replayed", detail=detail, dry_run=dry_run)

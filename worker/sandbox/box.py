@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from worker.sandbox.site import Site
-from worker.sandbox.ways import have_postgres, have_rabbitmq
+from worker.sandbox.ways import OWN, WAYS, have_postgres, have_rabbitmq
 
 
 def state_file() -> Path:
@@ -26,19 +26,21 @@ class Sandbox:
     `report` gets a readable line for each slow step, and for the way in which each server was had. On
     leaving, all processes and files are gone; they go as well when this process dies, however it does. With
     `keep`, leaving without an error lets all run on until `stop_kept(state_file())`, and `about` is written
-    down there.
+    down there. With `own`, both are processes of this sandbox, to be crashed and started again at will; URLs
+    and Docker are passed over.
     """
 
-    def __init__(self, report: Callable[[str], None] = _silent, *, keep: bool = False) -> None:
+    def __init__(self, report: Callable[[str], None] = _silent, *, keep: bool = False, own: bool = False) -> None:
         self._report = report
+        self._ways = OWN if own else WAYS
         self.keep = keep
         self.about: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         self.site = Site(self._report)
         try:
-            self.rabbitmq = have_rabbitmq(self.site)
-            self.postgres = have_postgres(self.site)
+            self.rabbitmq = have_rabbitmq(self.site, self._ways)
+            self.postgres = have_postgres(self.site, self._ways)
         except BaseException:  # Ctrl-C too
             self.site.close()
             raise

@@ -61,6 +61,10 @@ class PostgresNode(Server):
     def kill(self) -> None:
         self._site.end(self._process, signal.SIGKILL)
 
+    def shut_down_immediately(self) -> None:
+        """End it as `pg_ctl stop -m immediate` does: every client is cut off, and the next start recovers the data."""
+        self._site.end(self._process, signal.SIGQUIT)
+
     @override
     def start(self) -> None:
         deadline = time.monotonic() + _START_SECONDS

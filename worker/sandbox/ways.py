@@ -11,10 +11,12 @@
 TEAMTURN_SANDBOX names one way, and then only that is tried (a server that has no such way tries its own).
 TEAMTURN_RABBITMQ_BIN names the directory of one RabbitMQ, and then it is that one: what is tested on a version
 must not be tested on another.
+
+Whoever crashes and restarts servers wants OWN ones: processes of this sandbox.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +39,7 @@ from worker.sandbox.site import Site
 Ways = Mapping[str, Callable[[], Server]]
 
 WAYS: Final = ("url", "docker", "binaries", "wheel", "packages")
+OWN: Final = ("binaries", "wheel", "packages")
 _HELP: Final = {
     "RabbitMQ": "Install it (on Debian or Ubuntu: sudo apt-get install rabbitmq-server), "
     "or name one that runs: TEAMTURN_AMQP_URL=amqp://user:password@host:5672/",
@@ -45,8 +48,8 @@ _HELP: Final = {
 }
 
 
-def have_rabbitmq(site: Site) -> Server:
-    """Return a RabbitMQ by the first way that is open; SandboxError if none is."""
+def have_rabbitmq(site: Site, allowed: Collection[str] = WAYS) -> Server:
+    """Return a RabbitMQ by the first allowed way that is open; SandboxError if none is."""
 
     def node(binaries: RabbitmqBinaries, source: str) -> Server:
         site.report(f"Starting a private RabbitMQ from {binaries.server} …")
@@ -70,11 +73,12 @@ def have_rabbitmq(site: Site) -> Server:
             "packages": from_packages,
         },
         site.report,
+        allowed,
     )
 
 
-def have_postgres(site: Site) -> Server:
-    """Return a Postgres by the first way that is open; SandboxError if none is."""
+def have_postgres(site: Site, allowed: Collection[str] = WAYS) -> Server:
+    """Return a Postgres by the first allowed way that is open; SandboxError if none is."""
 
     def node(binaries: PostgresBinaries, source: str) -> Server:
         site.report(f"Starting a private PostgreSQL {binaries.version} from {binaries.directory} …")
@@ -98,13 +102,14 @@ def have_postgres(site: Site) -> Server:
             "packages": from_packages,
         },
         site.report,
+        allowed,
     )
 
 
-def first_open(name: str, ways: Ways, report: Callable[[str], None]) -> Server:
+def first_open(name: str, ways: Ways, report: Callable[[str], None], allowed: Collection[str] = WAYS) -> Server:
     """Try the ways in order; a server that is there but fails to start is an error, not a reason to go on."""
     missing = []
-    for way in _chosen(ways):
+    for way in _chosen(ways, allowed):
         try:
             server = ways[way]()
         except WayClosedError as exc:
@@ -115,11 +120,16 @@ def first_open(name: str, ways: Ways, report: Callable[[str], None]) -> Server:
     raise SandboxError(f"No {name} could be had: {'; '.join(missing)}. {_HELP[name]}")
 
 
-def _chosen(ways: Ways) -> list[str]:
+def _chosen(ways: Ways, allowed: Collection[str]) -> list[str]:
     chosen = os.environ.get("TEAMTURN_SANDBOX", "")
     if chosen and chosen not in WAYS:
         raise SandboxError(f"TEAMTURN_SANDBOX={chosen!r} is not a way to a server; it is one of {', '.join(WAYS)}.")
-    return [chosen] if chosen in ways else list(ways)
+    if chosen and chosen not in allowed:
+        raise SandboxError(
+            f"TEAMTURN_SANDBOX={chosen!r} can't be used here: this needs servers that it may crash and restart. "
+            f"Unset it, or choose one of {', '.join(allowed)}."
+        )
+    return [chosen] if chosen in ways else [way for way in ways if way in allowed]
 
 
 def _given(name: str, variable: str, default_port: int) -> Server:

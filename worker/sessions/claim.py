@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pydantic import JsonValue
+from pydantic_core import from_json
 
 from schemas.ids import SessionType, Target
+from worker.executors.journal import CONTEXT_KEY, StepRecord
 from worker.executors.turn import PastRun
 
 JsonObject = dict[str, JsonValue]
@@ -49,3 +51,24 @@ class Claim:
     session: SessionRow | None
     history: tuple[PastRun, ...]
     """The last completed runs that fit into 16 MiB, oldest first; members' runs not among them."""
+    attempts: int = 0
+    """How often the run was started before, as far as recorded."""
+    fruitless: int = 0
+    """How many of these starts came to nothing: no step was recorded, and no worker that stops ended them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What earlier attempts of a run left, as a further one begins."""
+
+    attempt: int
+    """The number of the further one."""
+    steps: tuple[StepRecord, ...] = ()
+    history: tuple[PastRun, ...] = ()
+    """The runs that the first attempt was shown, where that is recorded."""
+
+    @property
+    def context(self) -> JsonObject | None:
+        """What the first attempt was given, where that is recorded; see TurnContext."""
+        found = next((step for step in self.steps if step.key == CONTEXT_KEY), None)
+        return None if found is None else from_json(found.record)

@@ -8,9 +8,10 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
-from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreUnavailable
+from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreFull, StoreUnavailable
 
 CONNECT_LIMIT_SECONDS: Final = 10
 OLDEST_SERVER: Final = 14
@@ -38,12 +39,15 @@ _ROW_AT_FAULT: Final = frozenset({"22", "23", "54"})
 which an operator mends (a revoked grant, a missing table, a broken disk) while requests wait."""
 
 
-async def connect(url: SecretStr, schema: str, *, application: str, lane: bool = False) -> asyncpg.Connection:
+async def connect(
+    url: SecretStr, schema: str, *, application: str, lane: bool = False, writes: bool = False
+) -> asyncpg.Connection:
     """Open a connection whose unqualified names are the schema's.
 
     A lane's connection gets the limits by which Postgres itself takes the locks from a worker that is frozen, cut
-    off or stuck. Raises StartupError for what an operator must mend (password, database, role, version), and
-    StoreUnavailable where there is no server or it is not ready yet.
+    off or stuck. One that writes, as a lane does, is to a server that takes writes: no stand-by. Raises StartupError
+    for what an operator must mend (password, database, role, version), and StoreUnavailable where there is no server
+    or it is not ready yet.
     """
     settings = {
         # Quoted: asyncpg passes it as it is, and the setting's own syntax folds and splits names.
@@ -66,7 +70,10 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
         }
     try:
         connection = await asyncpg.connect(
-            url.get_secret_value(), timeout=CONNECT_LIMIT_SECONDS, server_settings=settings
+            url.get_secret_value(),
+            timeout=CONNECT_LIMIT_SECONDS,
+            server_settings=settings,
+            target_session_attrs=SessionAttribute.read_write if lane or writes else None,
         )
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
         raise StartupError(
@@ -76,6 +83,10 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
         raise StartupError(
             f"Postgres has no such database ({_reason(error)}): create it, or correct TEAMTURN_POSTGRES_URL"
         ) from None
+    except asyncpg.TargetServerAttributeNotMatched as error:
+        raise StoreUnavailable(
+            f"Postgres at {address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
+        ) from error
     except _TRY_AGAIN as error:
         if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
             # What PgBouncer says to each that it is not told to ignore.
@@ -103,6 +114,8 @@ def translated(error: Exception) -> Exception:
         return ClaimOutdated(_reason(error))
     if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _ROW_AT_FAULT:
         return StatementRefused(_reason(error))
+    if isinstance(error, asyncpg.DiskFullError):
+        return StoreFull(_reason(error))
     return StoreUnavailable(_reason(error))
 
 

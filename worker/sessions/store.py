@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import structlog
 from pydantic import SecretStr
 
 from schemas.replies import RunReply
@@ -22,29 +21,27 @@ from worker.errors import (
     SessionDeleted,
     StoreUnavailable,
 )
+from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
 from worker.executors.turn import Usage
 from worker.sessions import statements
-from worker.sessions.claim import Claim
+from worker.sessions.claim import Claim, Earlier
 from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.lock_table import LockBudget
 from worker.sessions.statements import (
+    BeginRow,
     ClaimRow,
     CommitOutcome,
     CommitRow,
     ReceiptRow,
     StartRow,
+    StepsRow,
     SummaryRow,
     Unsummarized,
     UnsummarizedRow,
 )
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
-
-_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
-
-_T = TypeVar("_T")
-
-_log = structlog.get_logger()
+from worker.sessions.writes import Writes
 
 _SUMMED: Final = {"input_tokens", "output_tokens", "total_tokens", "model_requests", "tool_calls"}
 """The metrics that a session has the sums of."""
@@ -63,6 +60,7 @@ class ClaimedSession:
     request: RunRequest
     claim: Claim
     _lane: LaneConnection
+    _writes: Writes
 
     @property
     def next_turn(self) -> int:
@@ -72,6 +70,23 @@ class ClaimedSession:
     async def count_attempt(self) -> int:
         """Record that the run is started, and return how often it was."""
         return await self._lane.submit(statements.COUNT_ATTEMPT, StartRow(self.request.run_id, self.request.session_id))
+
+    async def begin_attempt(self, *, outlived: int = 0) -> Earlier:
+        """Record that a further attempt of the run begins, and return what the earlier ones left.
+
+        So many of them this worker has outlived: they were not fruitless for what the run does.
+        """
+        row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint, outlived)
+        return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
+
+    async def uncount_attempt(self) -> None:
+        """Record that the attempt did not cost this worker its life: it is not fruitless."""
+        await self._lane.submit(statements.UNCOUNT_ATTEMPT, self.request.run_id)
+
+    async def record_steps(self, steps: Sequence[StepRecord]) -> None:
+        """Record steps of the turn. Raises StatementRefused, and LaneLost, where the session's lock is lost."""
+        row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
+        await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
     async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
         """Store the turn in one transaction: session row, runs, receipt.
@@ -88,7 +103,7 @@ class ClaimedSession:
             receipt=self._receipt(reply),
             reply=body,
         )
-        outcome = await _persistently(lambda: self._lane.submit(statements.COMMIT, row))
+        outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
             raise SessionDeleted("the session was deleted while the turn ran; nothing was stored")
         if outcome is CommitOutcome.STALE:
@@ -97,7 +112,7 @@ class ClaimedSession:
     async def keep_answer(self, reply: RunReply, body: bytes) -> None:
         """Store an answer without a run: of a refusal that depended on the moment, or for a deleted session."""
         row = ReceiptRow(receipt=self._receipt(reply), reply=body)
-        await _persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
+        await self._writes.persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
 
     def _session(self, reply: RunReply, turn: FinishedTurn) -> dict[str, Any]:
         request, target = self.request, self.request.target
@@ -143,6 +158,7 @@ class SessionStore:
     def __init__(self, url: SecretStr, schema: str, *, locks: int = _DEFAULT_LOCKS) -> None:
         """`locks` is how many locks Postgres has room for."""
         self.lock_budget = LockBudget(locks)
+        self._writes = Writes()
         self._lanes = [Lane(url, schema, number) for number in range(LANES)]
 
     @property
@@ -154,6 +170,11 @@ class SessionStore:
     def alive(self) -> bool:
         """Whether every lane has a connection."""
         return all(lane.alive for lane in self._lanes)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether no turn waits for room on Postgres's disk to be stored."""
+        return self._writes.have_room
 
     async def open(self) -> None:
         """Connect every lane. Raises StartupError or StoreUnavailable."""
@@ -176,7 +197,7 @@ class SessionStore:
         caller must not claim a session that it already holds: a lock is re-entrant within its connection. After the
         block the session is unlocked as soon as the lane comes to it.
         """
-        row = ClaimRow(request.run_id, request.session_id, history_runs, summarized)
+        row = ClaimRow(request.run_id, request.session_id, history_runs, summarized, request.fingerprint)
         await self.lock_budget.take()
         lane: LaneConnection | None = None
         try:
@@ -190,9 +211,13 @@ class SessionStore:
                 _unlock(lane, request.session_id, self.lock_budget.give_back)
             raise
         try:
-            yield ClaimedSession(request=request, claim=claim, _lane=lane)
+            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
+
+    async def uncount_attempt(self, request: RunRequest) -> None:
+        """Record that this worker has outlived an attempt of the run. It needs no claim. Raises StoreUnavailable."""
+        await self._lane_of(request.session_id).connection().submit(statements.UNCOUNT_ATTEMPT, request.run_id)
 
     async def unsummarized(self, session_id: str, *, after: int | None = None) -> Unsummarized | None:
         """Return what the session's summary lacks, in the runs after a run_index; None if there is no such session.
@@ -232,20 +257,3 @@ def _unlock(lane: LaneConnection, session_id: str, then: Callable[[], None]) -> 
         then()
     else:
         unlock.add_done_callback(unlocked)
-
-
-async def _persistently(write: Callable[[], Awaitable[_T]]) -> _T:
-    """Write until Postgres takes it, as long as the lane lives: what was refused for the moment was rolled back.
-
-    The lock is still held, and the turn need not be taken again: its model calls are paid for.
-    """
-    tries = 0
-    while True:
-        try:
-            return await write()
-        except LaneLost:
-            raise
-        except StoreUnavailable as error:
-            _log.warning("write_retried", reason=str(error), tries=tries)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
-            tries += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic_ai import Agent, capture_run_messages
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.wrapper import WrapperModel
@@ -15,6 +16,7 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from worker.executors.turn import Turn
 from worker.team.budget import Budget
+from worker.team.durability import TurnDurability, recorded_in
 from worker.team.failures import translated_failures
 from worker.team.history import Prompt, history_messages
 from worker.team.hooks import TurnHooks
@@ -37,6 +39,12 @@ class AgentRunner:
     model_retries: int = DEFAULT_MODEL_RETRIES
     context: SessionContext = field(default_factory=SessionContext)
     """What of the session its model is told."""
+    durability: TurnDurability = field(init=False)
+
+    def __post_init__(self) -> None:
+        durability = TurnDurability(self.model).for_agent(self.agent)
+        assert isinstance(durability, TurnDurability)  # noqa: S101 - for the type checker
+        object.__setattr__(self, "durability", durability)
 
     async def run(self, prompt: Prompt, turn: Turn, budget: Budget) -> Any:  # noqa: ANN401 - of the agent's output type
         """Run it and return its output. `turn.messages` has what was said, however it ends.
@@ -44,7 +52,7 @@ class AgentRunner:
         Raises TurnFailed for what a provider, a tool or a limit is at fault for.
         """
         history = history_messages(turn.history)
-        with capture_run_messages() as said, translated_failures(), budget.spent_here():
+        with capture_run_messages() as said, translated_failures(), budget.spent_here(), recorded_in(turn.steps):
             try:
                 result = await self.agent.run(
                     prompt,
@@ -56,12 +64,17 @@ class AgentRunner:
                     model_settings=self._settings(),
                     instructions=self.context.instructions(),
                     toolsets=self._toolsets(),
-                    capabilities=[TurnHooks(self.model_retries)],
+                    capabilities=self._capabilities(turn),
                     infer_name=False,
                 )
             finally:
                 turn.messages[:] = transcript(_new(said, history))
         return result.output
+
+    def _capabilities(self, turn: Turn) -> list[AbstractCapability[Any]]:
+        if not turn.steps.journal.kept:
+            return [TurnHooks(self.model_retries)]
+        return [TurnHooks(self.model_retries, self.durability.as_steps), self.durability]
 
     def _settings(self) -> ModelSettings | None:
         return without_own_retries(self.agent.model if isinstance(self.agent.model, Model) else self.model)

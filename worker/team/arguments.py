@@ -124,6 +124,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "add_session_state_to_context": FLAG,
     "enable_agentic_state": FLAG,
+    "journal": FLAG,
 }
 """By the parameter's name. `id`, `agent` and `session_summary` are checked by what they are made into."""
 

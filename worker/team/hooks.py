@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -35,7 +36,7 @@ from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean, cleaned_json
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
-from worker.team.toolsets import guarded
+from worker.team.toolsets import AsSteps, guarded
 
 _FIRST_WAIT_SECONDS: Final = 0.5
 _LONGEST_WAIT_SECONDS: Final = 8.0
@@ -51,12 +52,14 @@ class TurnHooks(AbstractCapability[Any]):
     """The hooks of one agent; each run of it gets a copy."""
 
     model_retries: int
+    as_steps: AsSteps | None = None
+    """Makes a toolset's calls steps, where they are recorded."""
     _failed: Counter[int] = field(default_factory=Counter)
     """How many requests failed, by the step of the run."""
 
     @override
     async def for_run(self, ctx: RunContext[Any]) -> TurnHooks:
-        return TurnHooks(self.model_retries)
+        return TurnHooks(self.model_retries, self.as_steps)
 
     @override
     async def wrap_model_request(
@@ -160,7 +163,7 @@ class TurnHooks(AbstractCapability[Any]):
 
     @override
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:
-        return toolset.visit_and_replace(guarded)
+        return toolset.visit_and_replace(partial(guarded, as_steps=self.as_steps))
 
 
 def _tool_failed(tool: str, error: BaseException) -> ToolFailed:

@@ -72,9 +72,13 @@ class Members:
         return await together([self._finished(member, run, leader, budget) for member, run in begun])
 
     async def _finished(self, member: Member, run: MemberRun, leader: Turn, budget: Budget) -> MemberRun:
-        part = leader.part(run.run_id, run.input, run.messages)
+        part = leader.part(f"{member.target.id}[{run.run_id[:8]}]", run.run_id, run.input, run.messages)
         if not self.see_history:
             part.history, part.summary = (), None
+        if self.may_fail and (failure := part.steps.failure_before()) is not None:
+            # The leader was told of it: what it was asked next is recorded with that.
+            run.status, run.error = RunStatus.ERROR, failure
+            return run
         try:
             await finish(run, member, part, budget)
         except TurnFailed as error:
@@ -82,6 +86,7 @@ class Members:
             if not self.may_fail or budget.exceeded:
                 raise
             _log.warning("member_failed", member=str(member.target), code=error.code.value, reason=error.message)
+            await part.steps.keep_failure(error)
         return run
 
 

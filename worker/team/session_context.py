@@ -21,6 +21,7 @@ Instructions = str | InstructionFunction | Sequence[str | InstructionFunction] |
 TurnInstruction = Callable[[RunContext[Turn]], Awaitable[str | None]]
 
 _SUMMARY: Final = "What was said in this conversation before, in summary:"
+_REPEATABLE: Final = {"teamturn": {"repeatable": True}}
 _STATE: Final = "The state of this session, as JSON:"
 
 
@@ -37,7 +38,7 @@ class SessionContext:
 
     def tools(self) -> list[Tool[Turn]]:
         """Return the tools by which the model changes the session."""
-        return [Tool(update_session_state)] if self.state_tool else []
+        return [Tool(update_session_state, metadata=dict(_REPEATABLE))] if self.state_tool else []
 
 
 async def _summary(context: RunContext[Turn]) -> str | None:

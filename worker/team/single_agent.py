@@ -36,6 +36,7 @@ class SingleAgent:
         session_state: As for a Team.
         add_session_state_to_context: As for a Team.
         enable_agentic_state: As for a Team.
+        journal: As for a Team.
         session_summary: As for a Team.
 
     """
@@ -52,6 +53,7 @@ class SingleAgent:
         session_state: Mapping[str, Any] | None = None,
         add_session_state_to_context: bool = False,
         enable_agentic_state: bool = False,
+        journal: bool = True,
         session_summary: SessionSummary | bool = False,
     ) -> None:
         if not isinstance(agent, Agent):
@@ -64,6 +66,7 @@ class SingleAgent:
         check_agent(where, agent)
         self.name = agent.name or called
         self.history_runs = history_runs
+        self.journal = journal
         model = checked_model(agent)
         if model is None:
             raise ValueError(f"{where} has no model")

@@ -88,6 +88,8 @@ class Team:
         session_state: Keys that the session's state always has: one that is missing when a turn begins is set to this.
         add_session_state_to_context: Whether the leader is shown the session's state.
         enable_agentic_state: Whether the leader has the tool `update_session_state`.
+        journal: Whether the steps of its turns (model requests and tool calls, members' included) are recorded, so that
+            another attempt of a turn whose worker died does not make them again.
         session_summary: Whether a summary of the session is written after its turns, and shown to the leader instead
             of the runs before the history: True, or a SessionSummary.
 
@@ -122,6 +124,7 @@ class Team:
         session_state: Mapping[str, Any] | None = None,
         add_session_state_to_context: bool = False,
         enable_agentic_state: bool = False,
+        journal: bool = True,
         session_summary: SessionSummary | bool = False,
     ) -> None:
         where = f"team {id!r}"
@@ -129,6 +132,7 @@ class Team:
         self.name = name or id
         self.description = description
         self.history_runs = history_runs
+        self.journal = journal
         self._mode = mode
         self._limits = TurnLimits.of(usage_limits, timeout, session_state)
         answering = _model(where, model, fallback_models, model_concurrency)

@@ -6,8 +6,10 @@ Tools that change the session's state from threads are kept apart; a server that
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 
 import structlog
@@ -19,6 +21,7 @@ from pydantic_ai.toolsets.function import FunctionToolsetTool
 from typing_extensions import override
 
 from worker.errors import ToolFailed, TurnFailed
+from worker.executors.state_changes import watched
 from worker.executors.turn import Turn
 
 DELEGATES: Final = "teamturn_delegates"
@@ -27,17 +30,22 @@ DELEGATES: Final = "teamturn_delegates"
 _log = structlog.get_logger()
 
 
-def guarded(toolset: AbstractToolset[Turn]) -> AbstractToolset[Turn]:
+AsSteps = Callable[[AbstractToolset[Turn]], AbstractToolset[Turn]]
+"""Makes a toolset's calls steps of the turn."""
+
+
+def guarded(toolset: AbstractToolset[Turn], *, as_steps: AsSteps | None = None) -> AbstractToolset[Turn]:
     """Return a toolset, such as has tools of its own, as turns use it."""
     match toolset:
         case FunctionToolset():
-            return _StateInTurn(toolset)
+            found: AbstractToolset[Turn] = _StateInTurn(toolset)
         case DynamicToolset():
             # Made within the run: what the function returns is guarded then.
-            made = _GuardedWhenMade(toolset.toolset_func)
+            made = _GuardedWhenMade(toolset.toolset_func, as_steps)
             return DynamicToolset(made, per_run_step=toolset.per_run_step, id=toolset.id)
         case _:
-            return _Reached(toolset)
+            found = _Reached(toolset)
+    return found if as_steps is None else as_steps(found)
 
 
 @dataclass
@@ -45,6 +53,7 @@ class _GuardedWhenMade:
     """A function that makes toolsets, with what it makes guarded: one that it returns again is the same again."""
 
     make: ToolsetFunc[Turn]
+    as_steps: AsSteps | None
     _last: AbstractToolset[Turn] | None = None
     _last_guarded: AbstractToolset[Turn] | None = None
 
@@ -53,7 +62,8 @@ class _GuardedWhenMade:
         if inspect.isawaitable(made):
             made = await made
         if made is not self._last:
-            self._last, self._last_guarded = made, None if made is None else made.visit_and_replace(guarded)
+            guard = partial(guarded, as_steps=self.as_steps)
+            self._last, self._last_guarded = made, None if made is None else made.visit_and_replace(guard)
         return self._last_guarded
 
 
@@ -85,6 +95,13 @@ class _Reached(WrapperToolset[Turn]):
         except Exception as error:
             raise self._unreachable(error) from error
 
+    @override
+    async def call_tool(
+        self, name: str, tool_args: dict[str, Any], ctx: RunContext[Turn], tool: ToolsetTool[Turn]
+    ) -> Any:
+        with watched(ctx.deps.session):
+            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
+
     def _unreachable(self, error: Exception) -> ToolFailed:
         _log.error("toolset_unreachable", toolset=self.wrapped.label, exc_info=error)
         return ToolFailed(f"the {type(self.wrapped).__name__} could not be reached", retryable=True)
@@ -103,7 +120,8 @@ class _StateInTurn(WrapperToolset[Turn]):
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Turn], tool: ToolsetTool[Turn]
     ) -> Any:
         async with self._held(name, ctx, tool):
-            return await self.wrapped.call_tool(name, tool_args, ctx, tool)
+            with watched(ctx.deps.session):
+                return await self.wrapped.call_tool(name, tool_args, ctx, tool)
 
     def _held(
         self, name: str, ctx: RunContext[Turn], tool: ToolsetTool[Turn]

@@ -60,6 +60,7 @@ class Workflow:
         history_runs: How many completed runs of the session `turn.history` holds; None: all, 0: none.
         add_history_to_steps: Whether agents and teams are shown them.
         session_state: As for a Team.
+        journal: As for a Team; `turn.step` in a function is a step as well.
 
     """
 
@@ -75,11 +76,13 @@ class Workflow:
         history_runs: int | None = 3,
         add_history_to_steps: bool = False,
         session_state: Mapping[str, Any] | None = None,
+        journal: bool = True,
     ) -> None:
         where = f"workflow {id!r}"
         self.target = checked_target(SessionType.WORKFLOW, id, locals())
         self.name = name or id
         self.history_runs = history_runs
+        self.journal = journal
         self.model_name = None
         self.summarizer = None
         self._limits = TurnLimits.of(usage_limits, timeout, session_state)
@@ -106,7 +109,7 @@ class _MemberStep:
 
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], budget: Budget) -> JsonValue:
         run = begun_run(turn, self.member.target, self.member.name, _given(turn.parts, results), self.name)
-        part = turn.part(run.run_id, run.input, run.messages)
+        part = turn.part(self.name, run.run_id, run.input, run.messages)
         if not self.see_history:
             part.history = ()
         part.results = _results(results)
@@ -126,7 +129,7 @@ class _FunctionStep:
     function: StepFunction
 
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
-        part = turn.part(turn.run_id, turn.parts, [])
+        part = turn.part(self.name, turn.run_id, turn.parts, [])
         part.results = _results(results)
         status, content = RunStatus.CANCELLED, None
         try:

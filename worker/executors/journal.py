@@ -1,0 +1,305 @@
+"""The journal of a run: what its steps came to, so that a later attempt does not make them again.
+
+A step is a model request, a tool call or a `turn.step`. Its key is the same in every attempt. A step that must not be
+made twice is recorded when it starts, and any step when it has ended, before whoever asked goes on: by one small write
+on the session's lane, which a worker without the session's lock has not got.
+
+What a later attempt finds of a step:
+
+    nothing     it is made
+    started     one that may be repeated is made again; any other ends the turn: nobody knows whether it took effect
+    not_made    it is made: its start was on its way to Postgres when the lane was lost, and it was never begun
+    done        its result is given again, and the change that it made to the session's state
+    failed      it fails again as it did
+
+A step that asks something else than the one that was recorded under its key is made, and recorded in its place.
+
+When the lane is lost, no further step is begun; what is being made is let end, and can be recorded under another claim
+of the session: it was made, and must not be for nothing, nor be called uncertain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final, NoReturn
+
+import structlog
+from pydantic import JsonValue
+from pydantic_core import from_json, to_json
+
+from schemas.errors import ErrorCode
+from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed
+from worker.executors.state_changes import StateChange, kept_change
+
+MAX_STEP_BYTES: Final = 16 * 2**20
+"""Of one record: everything else on the lane waits while it is written."""
+CONTEXT_KEY: Final = "context"
+"""Of step 0: what the turn was given."""
+
+_AROUND: ContextVar[tuple[object, ...]] = ContextVar("steps around", default=())
+"""The steps in the making that the running code is part of: a tool can make steps of its own."""
+
+_log = structlog.get_logger()
+
+
+class StepState(StrEnum):
+    """How far a step has come."""
+
+    STARTED = "started"
+    NOT_MADE = "not_made"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A step as it is recorded."""
+
+    key: str
+    seq: int
+    """Steps are numbered as they were recorded; 0 is the turn's context."""
+    attempt: int
+    state: StepState
+    asked: bytes = b""
+    """What was asked, hashed."""
+    record: bytes = b""
+    """JSON: the result and the change of the state, or what it failed with."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class RecordedError(Exception):
+    """A step failed before, and fails again. Raised under the name of what it failed with; the text is not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a step is asked to do."""
+
+    key: str
+    fingerprint: bytes = b""
+    repeatable: bool = False
+    """Whether it may be made again if nobody knows how it ended."""
+    failure_kept: bool = True
+    """Whether its failure is recorded; else it is made again by whoever asks again."""
+    tokens: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)
+    """What a result used: tokens read and written."""
+
+
+Write = Callable[[Sequence[StepRecord]], Awaitable[None]]
+"""Record steps. Raises StoreUnavailable if this worker can't any more."""
+
+
+class Journal:
+    """The steps of one attempt, and those that earlier ones recorded."""
+
+    def __init__(
+        self,
+        write: Write | None = None,
+        *,
+        attempt: int = 1,
+        recorded: Sequence[StepRecord] = (),
+        context: Callable[[], JsonValue] = dict,
+    ) -> None:
+        """Without `write` nothing is recorded. `context` is what the turn was given, for step 0."""
+        self._write = write
+        self._attempt = attempt
+        self._recorded = {record.key: record for record in recorded if record.state is not StepState.NOT_MADE}
+        self._context = context
+        self._context_written = CONTEXT_KEY in self._recorded
+        self._seq = max((record.seq for record in recorded), default=0)
+        ended = (one for one in self._recorded.values() if one.state is not StepState.STARTED)
+        self._unmade = sorted(ended, key=lambda one: one.seq)
+        """Those whose change of the state is not made again yet."""
+        self._unasked = {one.key for one in self._unmade if one.key != CONTEXT_KEY}
+        self._diverged = False
+        self._over = asyncio.Event()
+        self._told: Callable[[], None] = lambda: None
+        self.stopped: Exception | None = None
+        """Why the attempt must end now: the lane is lost, or a step is uncertain."""
+        self._making: set[object] = set()
+        self._nothing_made = asyncio.Event()
+        self.unrecorded: list[StepRecord] = []
+        """What could not be recorded of this attempt, since its lane was lost."""
+        self.has_recorded = False
+        """Whether this attempt has recorded a step's end."""
+        self.recorded_first: Callable[[], None] = lambda: None
+        """Called when it has."""
+        self.last_key: str | None = None
+        """The step that was begun last; for people who ask where a turn is."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether steps are recorded."""
+        return self._write is not None
+
+    def listen(self, told: Callable[[], None]) -> None:
+        """Have `told` called when the attempt must end."""
+        self._told = told
+
+    def close(self, *, completed: bool) -> None:
+        """Say that the attempt is over: what its users' code left behind records nothing any more."""
+        self._over.set()
+        if completed and self._unasked:
+            self._say_diverged(min(self._unasked))
+
+    async def settled(self) -> None:
+        """Wait, once the attempt must end, until no step is being made any more that can come to its end."""
+        while self._making:
+            self._nothing_made.clear()
+            await self._nothing_made.wait()
+
+    async def run(self, asked: Asked, state: Callable[[], dict[str, Any]], make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
+        """Make a step, or return what it came to before. `make` returns JSON; `state` is the session's.
+
+        It does not return at all once the attempt must end.
+        """
+        self.last_key = asked.key
+        if self._write is None:
+            return await make()
+        if self.stopped is not None or self._over.is_set():
+            await self._never()
+        found = self._found(asked)
+        if found is not None and found.state is not StepState.STARTED:
+            return self._again(found, state())
+        if not asked.repeatable and found is not None:
+            await self._stop(StepUncertain(f"{asked.key} was started before, and nobody knows whether it took effect"))
+        with self._in_the_making():
+            return await self._made(asked, make)
+
+    async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
+        if not asked.repeatable:
+            await self._record(asked, StepState.STARTED)
+        with kept_change() as change:
+            try:
+                result = await make()
+            except Exception as error:
+                if asked.failure_kept:
+                    await self._record(asked, StepState.FAILED, {"error": _described(error)})
+                raise
+        record = {"result": result, "change": change.as_json()} if change else {"result": result}
+        await self._record(asked, StepState.DONE, record, asked.tokens(result))
+        return result
+
+    def failure_of(self, key: str, path: str, state: dict[str, Any]) -> TurnFailed | None:
+        """Return the failure of a part of the turn, whose steps begin with `path`, if it was kept."""
+        found = self._recorded.get(key)
+        if found is None or found.state is not StepState.FAILED:
+            return None
+        self._unasked -= {one for one in self._unasked if one.startswith(path)}
+        try:
+            self._again(found, state)
+        except TurnFailed as failure:
+            return failure
+        return None
+
+    async def keep_failure(self, key: str, failure: TurnFailed) -> None:
+        """Record the failure of a part of the turn."""
+        if self._write is not None:
+            await self._record(Asked(key), StepState.FAILED, {"error": _described(failure)})
+
+    def _found(self, asked: Asked) -> StepRecord | None:
+        found = self._recorded.get(asked.key)
+        self._unasked.discard(asked.key)
+        if found is None or found.state is StepState.STARTED or found.asked == asked.fingerprint:
+            return found
+        self._say_diverged(asked.key)
+        if found in self._unmade:
+            self._unmade.remove(found)
+        del self._recorded[asked.key]
+        return None
+
+    def _say_diverged(self, key: str) -> None:
+        if not self._diverged:
+            self._diverged = True
+            _log.warning("journal_diverged", step=key, consequence="the turn goes on from the last step that matches")
+
+    def _again(self, found: StepRecord, state: dict[str, Any]) -> JsonValue:
+        # The state after a step is that after all that were recorded before it, side by side with it too.
+        while self._unmade and self._unmade[0].seq <= found.seq:
+            earlier = from_json(self._unmade.pop(0).record)
+            if "change" in earlier:
+                StateChange.of(earlier["change"]).make(state)
+        recorded = from_json(found.record)
+        if found.state is StepState.FAILED:
+            raise _error_of(recorded["error"])
+        result: JsonValue = recorded["result"]
+        return result
+
+    async def _record(
+        self, asked: Asked, state: StepState, record: dict[str, Any] | None = None, tokens: tuple[int, int] = (0, 0)
+    ) -> None:
+        text = b"" if record is None else to_json(record)
+        if len(text) > MAX_STEP_BYTES:
+            raise InvalidResult(f"{asked.key} came to {len(text)} bytes; the limit is {MAX_STEP_BYTES}")
+        steps = [] if self._context_written else [self._first()]
+        self._context_written = True
+        self._seq += 1
+        steps.append(StepRecord(asked.key, self._seq, self._attempt, state, asked.fingerprint, text, *tokens))
+        assert self._write is not None  # noqa: S101 - for the type checker: `run` has looked
+        try:
+            await self._write(steps)
+        except StoreUnavailable as error:
+            if state is StepState.STARTED:
+                steps[-1] = replace(steps[-1], state=StepState.NOT_MADE)
+            self.unrecorded += steps
+            await self._stop(error)
+        if state is not StepState.STARTED and not self.has_recorded:
+            self.has_recorded = True
+            self.recorded_first()
+
+    def _first(self) -> StepRecord:
+        # Not `done` as others are: it is no fruit of the attempt.
+        return StepRecord(CONTEXT_KEY, 0, self._attempt, StepState.STARTED, record=to_json(self._context()))
+
+    async def _stop(self, reason: Exception) -> NoReturn:
+        """End the attempt from outside: users' code could swallow what is raised here, and go on."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._told()
+        await self._never()
+
+    async def _never(self) -> NoReturn:
+        self._no_longer_made(_AROUND.get())
+        await self._over.wait()
+        raise asyncio.CancelledError
+
+    @contextmanager
+    def _in_the_making(self) -> Iterator[None]:
+        step, around = object(), _AROUND.get()
+        self._making.add(step)
+        _AROUND.set((*around, step))
+        try:
+            yield
+        finally:
+            _AROUND.set(around)
+            self._no_longer_made([step])
+
+    def _no_longer_made(self, steps: Iterable[object]) -> None:
+        self._making.difference_update(steps)
+        if not self._making:
+            self._nothing_made.set()
+
+
+def _described(error: Exception) -> dict[str, JsonValue]:
+    if isinstance(error, TurnFailed):
+        return {"code": error.code.value, "message": error.message, "retryable": error.is_retryable}
+    return {"name": type(error).__name__}
+
+
+def _error_of(recorded: dict[str, Any]) -> Exception:
+    if "code" in recorded:
+        return failure_of_code(ErrorCode(recorded["code"]), recorded["message"], retryable=recorded["retryable"])
+    named: type[Exception] = type(recorded["name"], (RecordedError,), {})
+    return named("it failed so in an earlier attempt")
+
+
+def failure_of_code(code: ErrorCode, message: str, *, retryable: bool) -> TurnFailed:
+    """Return the failure of a code, as it was raised before."""
+    kinds = {kind.code: kind for kind in TurnFailed.__subclasses__()}
+    return kinds[code](message, retryable=retryable)

@@ -1,0 +1,129 @@
+"""The start of an attempt: its number, what earlier ones left, and the turn that it takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime
+from typing import Final
+
+import structlog
+from structlog.contextvars import bind_contextvars
+
+from worker.errors import ClaimOutdated, StoreUnavailable
+from worker.executors.attempt import new_turn
+from worker.executors.journal import Journal, StepRecord, StepState
+from worker.executors.turn import Turn, TurnContext
+from worker.intake.delivery import RequestDelivery
+from worker.sessions.claim import Claim, Earlier
+from worker.sessions.store import ClaimedSession, SessionStore
+
+_RECORD_AFTER_SECONDS: Final = 0.05
+_UNCOUNT_SECONDS: Final = 2.0
+_OUTAGE_SECONDS: Final = 600.0
+_RETRY_SECONDS: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, journal: bool) -> Turn:
+    """Begin an attempt, and return its turn.
+
+    Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
+    """
+    request, claim = claimed.request, claimed.claim
+    earlier = Earlier(attempt=1)
+    if claim.attempts or received.attempts or received.delivery.redelivered:
+        earlier = await claimed.begin_attempt(outlived=received.outlived)
+        received.outlived = 0
+    received.attempts = max(earlier.attempt, received.attempts + 1)
+    bind_contextvars(attempt=received.attempts)
+    if steps := finished_steps(earlier):
+        last = max(steps, key=lambda step: step.seq)
+        _log.info("turn_resumed", steps=len(steps), behind=last.key)
+    given = _given(claim, earlier)
+    kept = Journal(
+        claimed.record_steps if journal else None,
+        attempt=received.attempts,
+        recorded=earlier.steps,
+        context=given.as_json,
+    )
+    return new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+
+
+def finished_steps(earlier: Earlier) -> list[StepRecord]:
+    """Return the steps that earlier attempts have recorded the end of."""
+    return [step for step in earlier.steps if step.state in {StepState.DONE, StepState.FAILED}]
+
+
+def _given(claim: Claim, earlier: Earlier) -> TurnContext:
+    recorded = earlier.context
+    if recorded is None:
+        return TurnContext(claim.database_time, claim.history, claim.session.summary if claim.session else None)
+    summary = recorded["summary"]
+    return TurnContext(
+        started_at=datetime.fromisoformat(str(recorded["started_at"])),
+        history=earlier.history,
+        summary=summary if isinstance(summary, str) else None,
+    )
+
+
+@asynccontextmanager
+async def start_recorded(claimed: ClaimedSession, turn: Turn, *, already: bool) -> AsyncIterator[None]:
+    """Record the start of a first attempt, beside its execution, once it has lasted a moment.
+
+    An instant turn costs no write for it; one that a model takes does, and its worker's death is counted. An attempt
+    that is cancelled, since the worker stops, is not.
+    """
+    recording: list[asyncio.Task[int]] = []
+    # No task but where there is something to record: most turns of a fast executor are over before.
+    timer = asyncio.get_running_loop().call_later(
+        _RECORD_AFTER_SECONDS,
+        lambda: None if already else recording.append(asyncio.create_task(claimed.count_attempt())),
+    )
+    try:
+        yield
+    except asyncio.CancelledError:
+        if (already or recording) and not turn.steps.journal.has_recorded:
+            await _uncount(claimed)
+        raise
+    finally:
+        # What was submitted by now is written before the commit, which drops it: a lane keeps the order.
+        timer.cancel()
+        for task in recording:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _uncount(claimed: ClaimedSession) -> None:
+    with suppress(StoreUnavailable, TimeoutError):
+        async with asyncio.timeout(_UNCOUNT_SECONDS):
+            await claimed.uncount_attempt()
+
+
+@contextmanager
+def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]:
+    """Note it if the attempt ends for what is no fault of the run's: the lane is lost, or its claim outdated."""
+    try:
+        yield
+    except (StoreUnavailable, ClaimOutdated):
+        journal = turn.steps.journal
+        received.outlived += not (journal.has_recorded or journal.unrecorded)  # which is recorded before the next one
+        raise
+
+
+async def outlived(sessions: SessionStore, received: RequestDelivery) -> None:
+    """Record that this worker lives, though its attempts came to nothing, once Postgres is there again.
+
+    Else a run that needs some minutes for its first step would be taken for poison after a few restarts of Postgres.
+    Nothing else of the session can be done here meanwhile.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_OUTAGE_SECONDS):
+            while received.outlived:
+                try:
+                    await sessions.uncount_attempt(received.request)
+                    received.outlived -= 1
+                except StoreUnavailable:
+                    await asyncio.sleep(_RETRY_SECONDS)
