@@ -57,7 +57,7 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     address = URL(url.get_secret_value())
     if "heartbeat" not in address.query:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    where = f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+    where = host_and_port(url)
     try:
         with strays_told():
             connection = await aio_pika.connect(
@@ -78,6 +78,12 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     lost = asyncio.Event()
     connection.close_callbacks.add(lambda *_: lost.set())
     return BrokerConnection(connection, lost)
+
+
+def host_and_port(url: SecretStr) -> str:
+    """Return where a URL leads, for people."""
+    address = URL(url.get_secret_value())
+    return f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
 
 
 @asynccontextmanager
