@@ -85,6 +85,10 @@ class KeptSteps:
         """Whether no later attempt was begun since."""
         return claim.attempts <= self.attempt
 
+    def seen_in(self, claim: Claim) -> Claim:
+        """Return a later claim with this attempt in it, recorded or not."""
+        return replace(claim, attempts=max(claim.attempts, self.attempt))
+
     async def recorded(self, claimed: ClaimedSession) -> ClaimedSession:
         """Record them under a new claim, and return it with what has changed by that. Raises as `record_steps` does."""
         await claimed.record_steps(self.records)

@@ -151,7 +151,7 @@ async def test_a_lane_that_is_lost_again_and_again_makes_no_run_poison(
         starts += 1
         await asyncio.sleep(0)
         if starts <= 5:
-            await turn.step("waits", go.wait, repeatable=True)
+            await turn.step(f"waits in attempt {turn.attempt}", go.wait, repeatable=True)
         return turn.attempt
 
     async with worker_of(settings.model_copy(update={"max_attempts": 2}), stuck):
