@@ -108,8 +108,7 @@ def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]
     try:
         yield
     except (StoreUnavailable, ClaimOutdated):
-        journal = turn.steps.journal
-        received.outlived += not (journal.has_recorded or journal.unrecorded)  # which is recorded before the next one
+        received.outlived += not turn.steps.journal.has_fruit
         raise
 
 

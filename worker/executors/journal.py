@@ -138,6 +138,11 @@ class Journal:
         """Whether steps are recorded."""
         return self._write is not None
 
+    @property
+    def has_fruit(self) -> bool:
+        """Whether a step of this attempt has come to its end, recorded or to be recorded."""
+        return self.has_recorded or any(one.state in {StepState.DONE, StepState.FAILED} for one in self.unrecorded)
+
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
         self._told = told
