@@ -14,7 +14,7 @@ finds decides:
 
 A turn that was not at its end, and whose next step could not be recorded, is taken up again by its next attempt. What
 its steps had come to by then is kept in the same way, and recorded first: a call that must not be made twice would be
-called uncertain otherwise. Such an attempt is not fruitless: nothing but Postgres ended it.
+called uncertain otherwise.
 
 It is kept for an hour, and while there is room; what is dropped then is a turn that is taken again.
 """
@@ -72,23 +72,27 @@ class KeptSteps:
 
     attempt: int
     records: tuple[StepRecord, ...]
-    fruitless: bool
-    """Whether the attempt is taken for fruitless without them."""
+    first_fruit: bool
+    """Whether the attempt is not fruitless any more by them."""
 
     @classmethod
     def of(cls, turn: Turn) -> Self:
         """Return those of a turn whose attempt was ended by the loss of its lane."""
         journal = turn.steps.journal
-        return cls(turn.attempt, tuple(journal.unrecorded), fruitless=journal.bears_fruit and not journal.has_recorded)
+        return cls(turn.attempt, tuple(journal.unrecorded), first_fruit=journal.has_fruit and not journal.has_recorded)
 
     def is_newest_in(self, claim: Claim) -> bool:
         """Whether no later attempt was begun since."""
         return claim.attempts <= self.attempt
 
+    def seen_in(self, claim: Claim) -> Claim:
+        """Return a later claim with this attempt in it, recorded or not."""
+        return replace(claim, attempts=max(claim.attempts, self.attempt))
+
     async def recorded(self, claimed: ClaimedSession) -> ClaimedSession:
         """Record them under a new claim, and return it with what has changed by that. Raises as `record_steps` does."""
         await claimed.record_steps(self.records)
-        fruitless = max(claimed.claim.fruitless - self.fruitless, 0)
+        fruitless = max(claimed.claim.fruitless - self.first_fruit, 0)
         return replace(claimed, claim=replace(claimed.claim, fruitless=fruitless))
 
 

@@ -108,7 +108,7 @@ def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]
     try:
         yield
     except (StoreUnavailable, ClaimOutdated):
-        received.outlived += not turn.steps.journal.bears_fruit
+        received.outlived += not turn.steps.journal.has_fruit
         raise
 
 

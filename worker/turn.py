@@ -184,7 +184,7 @@ class TurnTaker:
             return None  # given away while it waited for a slot or for its claim
         match decide(
             claimed.request,
-            kept.seen_in(claimed.claim) if isinstance(kept, KeptResult) else claimed.claim,
+            claimed.claim if kept is None else kept.seen_in(claimed.claim),
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
         ):

@@ -137,14 +137,14 @@ class Journal:
         """The step that was begun last; for people who ask where a turn is."""
 
     @property
-    def bears_fruit(self) -> bool:
-        """Whether a step has ended in this attempt that is recorded, or can be under another claim."""
-        return self.has_recorded or any(step.state in ENDED for step in self.unrecorded)
-
-    @property
     def kept(self) -> bool:
         """Whether steps are recorded."""
         return self._write is not None
+
+    @property
+    def has_fruit(self) -> bool:
+        """Whether a step of this attempt has come to its end, recorded or to be recorded."""
+        return self.has_recorded or any(one.state in ENDED for one in self.unrecorded)
 
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
