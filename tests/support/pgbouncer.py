@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
 import signal
@@ -41,8 +42,9 @@ def pgbouncer(postgres_url: str, *, mode: str, ignored: str) -> Iterator[str]:
         )
         config.chmod(0o644)
         # It refuses to run as root, as Postgres does.
-        user = pwd.getpwnam("nobody")
-        process = site.start("pgbouncer", [program, config], user=(user.pw_uid, user.pw_gid), stop_signal=signal.SIGINT)
+        nobody = pwd.getpwnam("nobody")
+        user = (nobody.pw_uid, nobody.pw_gid) if os.geteuid() == 0 else None
+        process = site.start("pgbouncer", [program, config], user=user, stop_signal=signal.SIGINT)
         process.wait_until(lambda: takes_connections("127.0.0.1", port), 20)
         yield f"postgresql://{parts.username}@127.0.0.1:{port}/{database}"
     finally:
