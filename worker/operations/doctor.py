@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from schemas.checks import Check, Verdict
+from worker.intake.partitions import LONGEST_HELD_SECONDS
 from worker.sessions.lock_table import SHARE
 
 OLDEST_RABBITMQ: Final = (3, 10)
 _SKEW_WARNING_SECONDS: Final = 2.0
 _SKEW_FAILURE_SECONDS: Final = 30.0
-_DEFAULT_ACKNOWLEDGEMENT_SECONDS: Final = 30 * 60
+_LOOKING_SECONDS: Final = 60.0
+"""RabbitMQ looks once a minute, a worker more often."""
 _MOST_NAMED: Final = 3
 
 
@@ -115,20 +117,16 @@ def lock_table(name: str, locks: int, workers: int, concurrent_turns: int) -> Ch
     )
 
 
-def acknowledgement(
-    name: str, timeout_seconds: float | None, turn_timeout_seconds: float, *, unreadable: str | None = None
-) -> Check:
+def acknowledgement(name: str, timeout_seconds: float | None, *, unreadable: str | None = None) -> Check:
     """Judge RabbitMQ's acknowledgement time-out (None: there is none), or what is known if it is `unreadable`.
 
-    A request is held for its own turn, and for that of the request of its session before it.
+    A worker gives back what it holds for long, so that it has to be above that time only.
     """
-    needed = 2 * turn_timeout_seconds
-    why = f"{_minutes(needed)}, twice TEAMTURN_TURN_TIMEOUT"
-    advice = "raise consumer_timeout in rabbitmq.conf, or lower TEAMTURN_TURN_TIMEOUT: what is late is delivered again"
+    needed = LONGEST_HELD_SECONDS + _LOOKING_SECONDS
+    why = f"{_minutes(needed)}: workers give back by then what they hold"
+    advice = "raise consumer_timeout in rabbitmq.conf: else RabbitMQ takes back what runs long, again and again"
     if unreadable is not None:
         says = f"it can't be read from here ({unreadable}); RabbitMQ's default is 30 min"
-        if needed >= _DEFAULT_ACKNOWLEDGEMENT_SECONDS:
-            return warning(name, f"{says}, and it should be above {why}", advice)
         return ok(name, f"{says}, and it must be above {why}")
     if timeout_seconds is None:
         return ok(name, "there is no acknowledgement time-out")

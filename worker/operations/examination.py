@@ -160,12 +160,11 @@ class Examination:
         return doctor.problems(name, found, fine, "teamturn topology verify lists them, teamturn topology apply makes")
 
     async def _look_at_acknowledgement(self, name: str) -> Check:
-        turn_timeout = self._settings.turn_timeout
         try:
             timeout_seconds = await acknowledgement_timeout(_told_by(self._broker).get("cluster_name", ""))
         except Unreadable as why:
-            return doctor.acknowledgement(name, None, turn_timeout, unreadable=str(why))
-        return doctor.acknowledgement(name, timeout_seconds, turn_timeout)
+            return doctor.acknowledgement(name, None, unreadable=str(why))
+        return doctor.acknowledgement(name, timeout_seconds)
 
     async def _look_at_results(self, name: str) -> Check:
         queue = self._topology.results
