@@ -28,8 +28,8 @@ _DECLARE_SECONDS: Final = 5.0
 _STEADY_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 15.0
 LONGEST_HELD_SECONDS: Final = 900.0
-"""Half of RabbitMQ's acknowledgement time-out as it is set up. A channel is opened anew before its oldest delivery meets
-that, because its turn takes long, or waits behind others of its session."""
+"""Half of RabbitMQ's acknowledgement time-out as it is set up. A channel is opened anew before its oldest delivery
+meets that, because its turn takes long, or waits behind others of its session."""
 
 _log = structlog.get_logger()
 
