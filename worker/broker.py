@@ -42,6 +42,22 @@ class BrokerConnection:
     amqp: AbstractConnection
     lost: asyncio.Event
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes nothing that is published over it, for an alarm: memory or disk is short."""
+        transport = self.amqp.transport
+        if transport is None or self.lost.is_set():
+            return False
+        # aiormq has only a coroutine that waits for the end of it: the first step of which shows whether it has to.
+        waiting = transport.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        finally:
+            waiting.close()
+        return True
+
     async def close(self) -> None:
         """Close it, within a limit."""
         self.lost.set()

@@ -59,6 +59,11 @@ class Fleet:
         membership.listen(self._changed.set)
         consumers.listen(self._changed.set)
 
+    @property
+    def standing_by(self) -> bool:
+        """Whether others have all partitions."""
+        return self._standing_by is True
+
     async def run(self) -> None:
         """Follow the fleet, until the task is cancelled."""
         while True:
@@ -93,6 +98,7 @@ class Fleet:
     def _give_up(self, reason: str) -> None:
         if self._consumers.wanted:
             _log.warning("partitions_given_up", reason=reason)
+        self._standing_by = None
         self._consumers.want(frozenset())
 
     def _consume(self, queues: frozenset[str]) -> None:
