@@ -5,25 +5,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
+from unittest import mock
 
 import pytest
+from typing_extensions import override
 
+from worker.sandbox import ways
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.rabbitmq import RabbitmqNode
 from worker.sandbox.server import Server
 from worker.sandbox.site import Site
-from worker.sandbox.ways import OWN, have_postgres, have_rabbitmq
+from worker.sandbox.ways import OWN
 
 
 @asynccontextmanager
 async def own_postgres() -> AsyncIterator[Server]:
-    async with _own(lambda site: have_postgres(site, OWN)) as server:
+    async with _own(lambda site: ways.have_postgres(site, OWN)) as server:
         yield server
 
 
 @asynccontextmanager
-async def own_rabbitmq() -> AsyncIterator[Server]:
-    async with _own(lambda site: have_rabbitmq(site, OWN)) as server:
-        yield server
+async def own_rabbitmq(configuration: str = "") -> AsyncIterator[RabbitmqNode]:
+    """A node, with lines of its own in rabbitmq.conf."""
+
+    class Configured(RabbitmqNode):
+        @override
+        def _prepare(self, distribution_port: int, epmd_port: int) -> dict[str, str]:
+            env = super()._prepare(distribution_port, epmd_port)
+            with Path(env["RABBITMQ_CONFIG_FILE"]).open("a") as file:
+                file.write(configuration)
+            return env
+
+    with mock.patch.object(ways, "RabbitmqNode", Configured):
+        async with _own(lambda site: ways.have_rabbitmq(site, OWN)) as server:
+            assert isinstance(server, RabbitmqNode)
+            yield server
 
 
 @asynccontextmanager
