@@ -62,7 +62,7 @@ from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import Delivery, RequestDelivery
 from worker.intake.forwarding import ATTEMPTS_HEADER, STEPS_HEADER, TOKENS_HEADER
 from worker.kept_results import KeptResult, KeptResults
-from worker.replies.answers import Timing, body_of, finished, rejected
+from worker.replies.answers import Timing, body_of, finished, rejected, shortened
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.stored_runs import FinishedTurn
@@ -71,7 +71,9 @@ from worker.settings import Settings
 from worker.starts import begun_turn, counted_if_outlived, finished_steps, outlived, start_recorded
 
 _LARGEST_REPLY_BYTES: Final = 15 * 2**20
-"""RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
+"""RabbitMQ 4 refuses messages over 16 MiB, and with them the channel. A larger reply goes without its answer."""
+_LARGEST_RESULT_BYTES: Final = 32 * 2**20
+"""Of a reply that is stored: all else on the lane waits while it is written, some seconds at worst (measured)."""
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _TOLD_EVERY_TRIES: Final = 60
@@ -114,6 +116,7 @@ class TurnTaker:
         self._replies = replies
         self._bury = bury
         self._limit = settings.turn_limit
+        self._schema = settings.db_schema
         self._max_attempts = settings.max_attempts
         # The last attempt at least: what dies with another is then never called poison for it.
         self._alone_from = max(1, min(_ALONE_AFTER_FRUITLESS, settings.max_attempts - 1))
@@ -293,8 +296,8 @@ class TurnTaker:
     ) -> tuple[RunReply, bytes]:
         reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
         body = body_of(reply)
-        if len(body) > _LARGEST_REPLY_BYTES:
-            outcome = failed(InvalidResult(f"the reply has {len(body)} bytes; the limit is {_LARGEST_REPLY_BYTES}"))
+        if len(body) > _LARGEST_RESULT_BYTES:
+            outcome = failed(InvalidResult(f"the reply has {len(body)} bytes; the limit is {_LARGEST_RESULT_BYTES}"))
             turn.member_runs.clear()
             reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
             body = body_of(reply)
@@ -307,13 +310,16 @@ class TurnTaker:
             member_runs=tuple(turn.member_runs),
             step_results=tuple(turn.step_results),
         )
+        sent = self._to_send(reply)
         try:
-            await claimed.commit(reply, body, left)
+            await claimed.commit(reply, body_of(sent), left, size_bytes=len(body))
         except SessionDeleted as error:
-            reply = finished(claimed.request, turn, failed(error), number=None, timing=timing)
-            body = body_of(reply)
-            await claimed.keep_answer(reply, body)
-        return reply, body
+            sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
+            await claimed.keep_answer(sent, body_of(sent))
+        return sent, body_of(sent)
+
+    def _to_send(self, reply: RunReply) -> RunReply:
+        return shortened(reply, largest_bytes=_LARGEST_REPLY_BYTES, schema=self._schema)
 
 
 def _replayed(body: bytes, delivery: Delivery) -> _Answer:

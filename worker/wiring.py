@@ -118,6 +118,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             topology,
             ReplyAddresses(settings.prefix, settings.reply_to_pattern),
             largest_bytes=settings.max_request_bytes,
+            schema=settings.db_schema,
         )
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
