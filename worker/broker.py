@@ -42,6 +42,22 @@ class BrokerConnection:
     amqp: AbstractConnection
     lost: asyncio.Event
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes nothing that is published over it, for an alarm: memory or disk is short."""
+        transport = self.amqp.transport
+        if transport is None or self.lost.is_set():
+            return False
+        # aiormq has only a coroutine that waits for the end of it: the first step of which shows whether it has to.
+        waiting = transport.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        finally:
+            waiting.close()
+        return True
+
     async def close(self) -> None:
         """Close it, within a limit."""
         self.lost.set()
@@ -57,7 +73,7 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     address = URL(url.get_secret_value())
     if "heartbeat" not in address.query:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    where = f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+    where = host_and_port(url)
     try:
         with strays_told():
             connection = await aio_pika.connect(
@@ -78,6 +94,12 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     lost = asyncio.Event()
     connection.close_callbacks.add(lambda *_: lost.set())
     return BrokerConnection(connection, lost)
+
+
+def host_and_port(url: SecretStr) -> str:
+    """Return where a URL leads, for people."""
+    address = URL(url.get_secret_value())
+    return f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
 
 
 @asynccontextmanager

@@ -115,6 +115,10 @@ class StoreUnavailable(Exception):
     """Postgres can't do it now: not reachable, out of locks or space, or waiting too long. Worth trying again."""
 
 
+class StoreFull(StoreUnavailable):
+    """Postgres has no room on its disk."""
+
+
 class LaneLost(StoreUnavailable):
     """The lane's connection is gone, and with it every lock of its sessions."""
 

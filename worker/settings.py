@@ -14,6 +14,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.errors import StartupError
 
 ENV_PREFIX: Final = "TEAMTURN_"
+SUPERVISED: Final = "TEAMTURN_SUPERVISED"
+"""Set for the workers of a supervisor, to a file descriptor by which they say that they have started. Their standard
+input is the supervisor's sign of life."""
+PROCESS_NUMBER: Final = "TEAMTURN_PROCESS_NUMBER"
+"""Set for them as well: which of its workers it is, from 1."""
+SUPERVISORS_OWN: Final = frozenset({SUPERVISED, PROCESS_NUMBER})
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
@@ -79,6 +85,7 @@ class Settings(BaseSettings):
     drain_timeout: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
 
     @property
     def turn_limit(self) -> timedelta:
@@ -99,7 +106,5 @@ class Settings(BaseSettings):
     @classmethod
     def without_effect(cls, environment: Mapping[str, str]) -> list[str]:
         """Return the variables that look like settings and are none: a typing mistake, or another version's."""
-        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields} | {f"{ENV_PREFIX}SUPERVISED"}
-        if environment.get(f"{ENV_PREFIX}HTTP_PORT") == "0":
-            known.add(f"{ENV_PREFIX}HTTP_PORT")  # off is what it is
+        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields} | SUPERVISORS_OWN
         return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

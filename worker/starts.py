@@ -13,7 +13,7 @@ from structlog.contextvars import bind_contextvars
 
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
-from worker.executors.journal import Journal, StepRecord, StepState
+from worker.executors.journal import ENDED, Journal, StepRecord
 from worker.executors.turn import Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
@@ -54,7 +54,7 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, jour
 
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
     """Return the steps that earlier attempts have recorded the end of."""
-    return [step for step in earlier.steps if step.state is not StepState.STARTED]
+    return [step for step in earlier.steps if step.state in ENDED]
 
 
 def _given(claim: Claim, earlier: Earlier) -> TurnContext:
@@ -108,7 +108,7 @@ def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]
     try:
         yield
     except (StoreUnavailable, ClaimOutdated):
-        received.outlived += not turn.steps.journal.has_recorded
+        received.outlived += not turn.steps.journal.has_fruit
         raise
 
 

@@ -20,6 +20,9 @@ delivery replies. What a redelivered request finds, when its worker died after
 
 While a first attempt still runs elsewhere, the second waits for the lock, and then finds the receipt.
 
+A turn that has come to its end keeps its result while Postgres is away, also when its delivery is taken back; see
+kept_results.
+
 A request whose attempts come to nothing (no step recorded, the worker gone) is suspected of killing its workers: its
 last attempts run alone, so that nothing dies with it; after MAX_ATTEMPTS it is stored and answered as ERROR, and kept
 with the dead letters.
@@ -30,7 +33,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -46,6 +49,7 @@ from worker.errors import (
     AttemptsExhausted,
     ClaimOutdated,
     InvalidResult,
+    LaneLost,
     RequestRefused,
     SessionBusyElsewhere,
     SessionDeleted,
@@ -56,6 +60,8 @@ from worker.executors.attempt import Outcome, attempt, failed, new_turn
 from worker.executors.registry import Executors
 from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import Delivery, RequestDelivery
+from worker.intake.forwarding import ATTEMPTS_HEADER, STEPS_HEADER, TOKENS_HEADER
+from worker.kept_results import KeptResult, KeptResults
 from worker.replies.answers import Timing, body_of, finished, rejected
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -68,6 +74,8 @@ _LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+_TOLD_EVERY_TRIES: Final = 60
+"""Postgres may be away for long."""
 
 _ALONE_AFTER_FRUITLESS: Final = 2
 
@@ -110,6 +118,7 @@ class TurnTaker:
         # The last attempt at least: what dies with another is then never called poison for it.
         self._alone_from = max(1, min(_ALONE_AFTER_FRUITLESS, settings.max_attempts - 1))
         self._company = Company()
+        self._kept = KeptResults()
         self._slots = asyncio.Semaphore(settings.max_concurrent_turns)
 
     async def take(self, received: RequestDelivery) -> None:
@@ -133,9 +142,9 @@ class TurnTaker:
             self._summaries.want(session_id, executor.summarizer)
 
     async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
-        """Return the answer, stored; or None, if the delivery died while there was none."""
+        """Return the answer, stored; or None, if the delivery died while there was none, and no result either."""
         request, tries = received.request, 0
-        while received.alive:
+        while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
                 # Somebody writes the session all the time, without its lock; each try would cost model calls.
                 raise ClaimOutdated(f"{received.outdated} claims were outdated when they were to be committed")
@@ -149,26 +158,33 @@ class TurnTaker:
                         summarized=executor is not None and executor.summarizer is not None,
                     ) as claimed,
                 ):
-                    if received.delivery.life.ended.is_set():
-                        return None  # given away while it waited for a slot or for its claim
-                    return await self._settled(claimed, received, executor)
+                    answer = await self._settled(claimed, received, executor)
+                    self._kept.drop(request)
+                    return answer
             except SessionBusyElsewhere:
                 _log.debug("session_busy_elsewhere", tries=tries)
             except StoreUnavailable as error:
                 # Whether a commit whose answer was lost took effect is what the next claim finds out.
-                _log.warning("turn_claimed_again", reason=str(error), tries=tries)
+                if tries % _TOLD_EVERY_TRIES == 0:
+                    _log.warning("turn_claimed_again", reason=str(error), tries=tries)
             except ClaimOutdated as error:
                 _log.warning("turn_claimed_again", reason=str(error), tries=tries)
                 received.outdated += 1
+                self._kept.drop(request)
             await asyncio.sleep(_BACK_OFF_SECONDS[min(tries, len(_BACK_OFF_SECONDS) - 1)])
             tries += 1
         return None
 
-    async def _settled(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None) -> _Answer:
-        """Return the answer to a claimed request, stored if it has to be."""
+    async def _settled(
+        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None
+    ) -> _Answer | None:
+        """Return the answer to a claimed request, stored if it has to be; None if it is somebody else's to find."""
+        kept = self._kept.find(claimed.request)
+        if kept is None and not received.alive:
+            return None  # given away while it waited for a slot or for its claim
         match decide(
             claimed.request,
-            claimed.claim,
+            claimed.claim if kept is None else kept.seen_in(claimed.claim),
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
         ):
@@ -178,7 +194,13 @@ class TurnTaker:
             case Refuse() as refusal:
                 return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
             case Execute() if executor is not None:
-                return await self._executed(claimed, received, executor)
+                if kept is not None and kept.is_newest_in(claimed.claim):
+                    if isinstance(kept, KeptResult):
+                        as_it_was = replace(claimed, claim=kept.claim)
+                        return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
+                    claimed = await kept.recorded(claimed)
+                self._kept.drop(claimed.request)
+                return await self._executed(claimed, received, executor) if received.alive else None
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
 
@@ -205,14 +227,18 @@ class TurnTaker:
                 again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
                 turn = await begun_turn(claimed, received, journal=getattr(executor, "journal", True))
                 turn.steps.journal.recorded_first = place.share
-                with counted_if_outlived(received, turn):
+                with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
                     async with start_recorded(claimed, turn, already=again):
                         outcome = await attempt(
                             executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
                         )
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
-        with counted_if_outlived(received, turn):
-            return await self._stored(claimed, executor, turn, outcome, timing)
+        try:
+            with counted_if_outlived(received, turn):
+                return await self._stored(claimed, executor, turn, outcome, timing)
+        except LaneLost:
+            self._kept.keep(request, KeptResult(claim, turn, outcome, timing))
+            raise
 
     async def _given_up(self, claimed: ClaimedSession) -> tuple[Turn, Outcome]:
         """Return the turn of a request that is taken for what kills its workers, without executing it."""
@@ -256,9 +282,9 @@ class TurnTaker:
     async def _keep_with_the_dead(self, delivery: Delivery, reply: RunReply) -> None:
         assert reply.error is not None  # noqa: S101 - for the type checker: it is why
         spent = {
-            "x-teamturn-attempts": reply.attempt,
-            "x-teamturn-steps": reply.metrics.model_requests + reply.metrics.tool_calls,
-            "x-teamturn-tokens": reply.metrics.total_tokens,
+            ATTEMPTS_HEADER: reply.attempt,
+            STEPS_HEADER: reply.metrics.model_requests + reply.metrics.tool_calls,
+            TOKENS_HEADER: reply.metrics.total_tokens,
         }
         await self._bury(delivery, RequestRefused(reply.error.code, reply.error.message), spent)
 

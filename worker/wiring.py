@@ -23,6 +23,7 @@ from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.operations.health import Condition
 from worker.replies.direct import DirectReplies
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
@@ -46,12 +47,26 @@ class Worker:
     mailboxes: Mailboxes
     replies: RepliesInOrder
     summaries: Summaries
+    sessions: SessionStore
+    publishers: tuple[Publisher, ...]
     consumers: Consumers
     fleet: Fleet
     consuming: tuple[asyncio.Task[None], ...]
     """The tasks that bring requests in; the first to end when the worker drains."""
     background: tuple[asyncio.Task[None], ...]
     settings: Settings
+
+    def condition(self) -> Condition:
+        """Return how it is now."""
+        consumers = self.consumers
+        return Condition(
+            lanes=self.sessions.alive,
+            room=self.sessions.has_room,
+            broker=consumers.connected,
+            publishing=not any(publisher.blocked for publisher in self.publishers),
+            consuming=bool(consumers.wanted) and consumers.consuming == consumers.wanted,
+            standing_by=self.fleet.standing_by,
+        )
 
     async def failed(self) -> None:
         """Wait until something that must run for ever has ended, and raise what it ended with."""
@@ -120,7 +135,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             name=application_name("intake"),
         )
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
-        fleet = Fleet(membership, consumers, topology, sessions.lock_budget.share_with)
+        fleet = Fleet(membership, consumers, topology, sessions)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
@@ -135,13 +150,24 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         stack.push_async_callback(mailboxes.stop)
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
-        yield Worker(mailboxes, answers, summaries, consumers, fleet, (consuming, following), background, settings)
+        yield Worker(
+            mailboxes=mailboxes,
+            replies=answers,
+            summaries=summaries,
+            sessions=sessions,
+            publishers=(results, addressed, forwarding),
+            consumers=consumers,
+            fleet=fleet,
+            consuming=(consuming, following),
+            background=background,
+            settings=settings,
+        )
 
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:
     """See that schema, fleet settings and topology are as this worker needs them; return how many locks there are."""
     database = await _as_startup(
-        connect(settings.postgres_url, settings.db_schema, application=application_name("start"))
+        connect(settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True)
     )
     try:
         if migrating:

@@ -8,7 +8,7 @@ create table turn_steps (
     key            varchar not null,
     seq            integer not null,
     attempt        integer not null,
-    state          varchar not null,  -- started, done or failed
+    state          varchar not null,  -- started, not_made, done or failed
     asked          bytea,
     record         bytea,
     input_tokens   integer not null default 0,
@@ -35,7 +35,7 @@ begin
     where attempt.run_id = of_run;
     select count(distinct step.attempt), max(step.attempt) into fruitful, latest
     from turn_steps as step
-    where step.run_id = of_run and step.request = of_request and step.state <> 'started';
+    where step.run_id = of_run and step.request = of_request and step.state in ('done', 'failed');
     -- A first start is recorded beside its execution: its first step may come before it.
     attempts := greatest(attempts, latest, 0);
     fruitless := greatest(attempts - coalesce(uncounted, 0) - fruitful, 0);

@@ -270,3 +270,24 @@ async def test_a_run_id_that_somebody_else_uses_too_has_a_journal_of_its_own(
         assert gates.visits("look") == 2
     else:
         assert by_user["eve"]["content"] is None
+
+
+async def test_poison_that_was_cured_can_be_replayed_and_begins_anew(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection, gates: Gates
+) -> None:
+    async with a_worker(settings, gates, attempts=1) as worker:
+        await worker.consuming()
+        run_id = await broker.ask("s1", "poison", team_id="killer")
+        await worker.exited()
+    async with a_worker(settings, gates, attempts=1):
+        assert (await broker.reply(run_id))["error"]["code"] == "attempts_exhausted"
+    broker.replies.clear()
+    gates.open("cured")
+    async with a_worker(settings, gates, attempts=1):
+        code, out, err = await run_command("dead", "replay", run_id, environment=environment_of(settings))
+        assert (code, err) == (0, ""), out
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["attempt"], reply["turn"]) == ("COMPLETED", 2, 2)
+    runs = await stored_runs(database, "s1")
+    assert [(run["run_id"], run["status"]) for run in runs] == [(f"{run_id}~1", "REGENERATED"), (run_id, "COMPLETED")]
+    assert await broker.depth("dead") == 0

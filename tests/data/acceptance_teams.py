@@ -84,4 +84,12 @@ async def broken(turn: Turn) -> Any:
     raise ERRORS.get(turn.input, RuntimeError)(SECRET_OF_THE_EXECUTOR)
 
 
-everything = [echo, clerk, pipeline, worked, remembers, gated, stubborn, endless, broken]
+@executor("mended")
+async def mended(turn: Turn) -> Any:
+    """Fail until somebody opens the gate that the input names."""
+    if not (Path(os.environ["TEST_GATES"]) / f"{turn.input}.open").exists():
+        raise RuntimeError("not mended yet")
+    return {"attempt": turn.attempt, "history": [run.input for run in turn.history]}
+
+
+everything = [echo, clerk, pipeline, worked, remembers, gated, stubborn, endless, broken, mended]

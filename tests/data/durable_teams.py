@@ -48,10 +48,10 @@ async def steps(turn: Turn) -> Any:
 
 @executor("killer")
 async def killer(turn: Turn) -> Any:
-    """Kill the worker, once the attempt is recorded, unless it is told that there is no need to."""
-    _visit(f"killer-{turn.input}")
+    """Kill the worker, once the attempt is recorded, unless it is told that there is no need to, or is cured."""
+    cured = _visit(f"killer-{turn.input}").with_name("cured.open")
     await asyncio.sleep(0.2)
-    if turn.input != "harmless":
+    if turn.input != "harmless" and not cured.exists():
         os.kill(os.getpid(), signal.SIGKILL)
     return turn.input
 

@@ -23,6 +23,7 @@ from worker.executors.turn import Executor, PastRun, Turn
 from worker.replies.answers import Timing, finished
 from worker.sessions.store import ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
+from worker.sessions.writes import Writes
 from worker.team.single_agent import SingleAgent
 from worker.team.team import Team
 from worker.team.workflow import Step, Workflow
@@ -64,7 +65,7 @@ async def taken(made: Executor, *, history: Sequence[PastRun] = (), seconds: flo
         member_runs=tuple(turn.member_runs),
         step_results=tuple(turn.step_results),
     )
-    claimed = ClaimedSession(request=request, claim=a_claim(), _lane=cast("Any", None))
+    claimed = ClaimedSession(request=request, claim=a_claim(), _lane=cast("Any", None), _writes=Writes())
     runs = claimed._runs(reply, left)
     stored = json.loads(json.dumps([claimed._session(reply, left), [run["data"] for run in runs]]))
     return Rows(stored[0], [run["type"] for run in runs], stored[1])

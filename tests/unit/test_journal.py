@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -14,11 +16,12 @@ from structlog.testing import capture_logs
 from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.unit.books import Book
-from tests.unit.examples import executor_of
+from tests.unit.examples import NOW, a_request, executor_of
 from worker.errors import LaneLost
+from worker.executors.attempt import Outcome, attempt, new_turn
 from worker.executors.function import executor
-from worker.executors.journal import StepState
-from worker.executors.turn import Turn
+from worker.executors.journal import Journal, StepRecord, StepState
+from worker.executors.turn import Turn, TurnContext
 
 
 def _same(value: Any) -> Any:
@@ -246,3 +249,111 @@ async def test_an_uncertain_step_that_is_repeatable_now_is_made_again() -> None:
         await book.attempt(paying(repeatable=False))
     assert book.recorded(StepState.STARTED) == ["pay#1"]
     assert (await book.attempt(paying(repeatable=True))).content == "pay 2"
+
+
+class LosesItsLane:
+    """A journal's writes, until the lane is lost: for good, as a lane is."""
+
+    def __init__(self, at: str, state: StepState) -> None:
+        self.recorded: dict[str, StepRecord] = {}
+        self._at = (at, state)
+        self.lost = asyncio.Event()
+
+    async def write(self, steps: Sequence[StepRecord]) -> None:
+        await asyncio.sleep(0)
+        if self.lost.is_set() or self._at in [(step.key, step.state) for step in steps]:
+            self.lost.set()
+            raise LaneLost("the lane is lost")
+        self.recorded |= {step.key: step for step in steps}
+
+
+async def _attempt(
+    run: Callable[[Turn], Awaitable[Any]],
+    write: Callable[[Sequence[StepRecord]], Awaitable[None]],
+    recorded: Sequence[StepRecord] = (),
+    *,
+    limit_seconds: float = 60,
+) -> tuple[Outcome | None, Journal]:
+    """One attempt, and its journal; without an outcome if it lost its lane."""
+    journal = Journal(write, recorded=recorded)
+    turn = new_turn(a_request(), None, TurnContext(NOW), attempt=1, journal=journal)
+    limit = timedelta(seconds=limit_seconds)
+    try:
+        return await attempt(executor_of(run), turn, limit=limit, now=NOW, deadline=None), journal
+    except LaneLost:
+        return None, journal
+
+
+def _states(steps: Iterable[StepRecord]) -> list[tuple[str, str]]:
+    return [(step.key, step.state.value) for step in steps]
+
+
+async def test_what_was_made_when_the_lane_was_lost_can_be_recorded_later_and_is_then_not_made_again() -> None:
+    calls, lane = Calls(), LosesItsLane("pay#1", StepState.DONE)
+
+    async def run(turn: Turn) -> Any:
+        return await turn.step("pay", lambda: calls.make("pay"))
+
+    _, journal = await _attempt(run, lane.write)
+    assert _states(journal.unrecorded) == [("pay#1", "done")]
+    recorded = lane.recorded | {step.key: step for step in journal.unrecorded}
+    outcome, _ = await _attempt(run, Book().write, list(recorded.values()))
+    assert outcome is not None
+    assert outcome.content == "pay 1"
+
+
+async def test_what_was_not_begun_when_the_lane_was_lost_is_begun_later() -> None:
+    """Nobody knows whether its start is recorded: it may be written over."""
+    calls, lane = Calls(), LosesItsLane("pay#1", StepState.STARTED)
+
+    async def run(turn: Turn) -> Any:
+        return await turn.step("pay", lambda: calls.make("pay"))
+
+    _, journal = await _attempt(run, lane.write)
+    assert (_states(journal.unrecorded), calls.made) == ([("context", "started"), ("pay#1", "not_made")], [])
+    outcome, _ = await _attempt(run, Book().write, journal.unrecorded)
+    assert outcome is not None
+    assert outcome.content == "pay 1"
+
+
+async def test_what_is_being_made_when_the_lane_is_lost_comes_to_its_end_and_nothing_is_begun_after_it() -> None:
+    calls, lane = Calls(), LosesItsLane("quick#1", StepState.DONE)
+
+    async def slow() -> JsonValue:
+        await lane.lost.wait()
+        await asyncio.sleep(0.05)
+        return calls.make("slow")
+
+    async def run(turn: Turn) -> Any:
+        async def with_one_after_it() -> None:
+            await turn.step("slow", slow)
+            await turn.step("later", lambda: calls.make("later"))
+
+        return await asyncio.gather(with_one_after_it(), turn.step("quick", lambda: calls.make("quick")))
+
+    _, journal = await _attempt(run, lane.write)
+    assert calls.made == ["quick", "slow"]
+    assert _states(journal.unrecorded) == [("quick#1", "done"), ("slow#1", "done")]
+
+
+async def test_a_step_that_waits_for_one_within_it_is_not_waited_for() -> None:
+    lane = LosesItsLane("inner#1", StepState.DONE)
+
+    async def run(turn: Turn) -> Any:
+        return await turn.step("outer", lambda: turn.step("inner", lambda: 1))
+
+    async with asyncio.timeout(5):
+        _, journal = await _attempt(run, lane.write)
+    assert _states(journal.unrecorded) == [("inner#1", "done")]
+
+
+async def test_what_is_being_made_is_waited_for_as_long_as_the_turn_may_take() -> None:
+    lane = LosesItsLane("quick#1", StepState.DONE)
+
+    async def run(turn: Turn) -> Any:
+        endless = turn.step("endless", asyncio.Event().wait)
+        return await asyncio.gather(endless, turn.step("quick", lambda: 1))
+
+    async with asyncio.timeout(5):
+        _, journal = await _attempt(run, lane.write, limit_seconds=0.2)
+    assert _states(journal.unrecorded) == [("quick#1", "done")]

@@ -33,7 +33,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)] = 600,
 ) -> None:
-    r"""Publish one request and print its reply.
+    """Publish one request and print its reply.
 
     The answer goes to standard output, its session to standard error.
 
@@ -42,7 +42,7 @@ def ask(
       teamturn ask "What was my question?" --continue
 
     Exit code 0 if the run completed, 1 if not, 2 for a mistake.
-    """
+    """  # noqa: D301 - \b has typer keep the lines below it
     settings = Settings.read()
     asked: dict[str, Any] = {
         "team_id": team,

@@ -21,7 +21,7 @@ def migrate_schema() -> None:
 
     async def run() -> None:
         connection: asyncpg.Connection = await connect(
-            settings.postgres_url, settings.db_schema, application=application_name("migrate")
+            settings.postgres_url, settings.db_schema, application=application_name("migrate"), writes=True
         )
         try:
             applied = await migrate(connection, settings.db_schema)

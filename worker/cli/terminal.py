@@ -6,6 +6,9 @@ import time
 import unicodedata
 from typing import Final
 
+from rich.text import Text
+
+_KILO: Final = 1000
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
@@ -19,3 +22,24 @@ def age(seconds_since_epoch: int) -> str:
     passed = max(int(time.time()) - seconds_since_epoch, 0)
     size, unit = next(((size, unit) for size, unit in _UNITS if passed >= size), (1, "s"))
     return f"{passed // size} {unit} ago"
+
+
+def one_line(text: str) -> str:
+    """Return text that a terminal only shows, in one line."""
+    return " ".join(printable(text).split())
+
+
+def cut(text: str, columns: int) -> str:
+    """Return text as far as it fits into so many columns, with an ellipsis where something is missing."""
+    shown = Text(text)
+    shown.truncate(columns, overflow="ellipsis")
+    return shown.plain
+
+
+def size(number_of_bytes: int) -> str:
+    """Return a size in its largest unit: `1.2 kB`."""
+    if number_of_bytes < _KILO:
+        return f"{number_of_bytes} B"
+    if number_of_bytes < _KILO**2:
+        return f"{number_of_bytes / _KILO:.1f} kB"
+    return f"{number_of_bytes / _KILO**2:.1f} MB"

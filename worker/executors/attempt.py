@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import astuple, dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,14 @@ from pydantic import JsonValue
 
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
-from worker.errors import DeadlineExceeded, ExecutorFailed, InvalidResult, TurnFailed, TurnTimedOut
+from worker.errors import (
+    DeadlineExceeded,
+    ExecutorFailed,
+    InvalidResult,
+    StoreUnavailable,
+    TurnFailed,
+    TurnTimedOut,
+)
 from worker.executors.journal import Journal
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
 from worker.executors.steps import Steps
@@ -178,8 +186,10 @@ async def _within(
 
     A task of its own is what makes that possible; its end is then nobody's business.
     """
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     task = asyncio.create_task(running)
-    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    ended: asyncio.Future[None] = loop.create_future()
 
     def end(_: object = None) -> None:
         if not ended.done():
@@ -190,6 +200,8 @@ async def _within(
     try:
         await asyncio.wait([ended], timeout=seconds)
         if journal.stopped is not None:
+            if isinstance(journal.stopped, StoreUnavailable):
+                await _settled(journal, until=begun + seconds)
             raise _Stopped(journal.stopped)
         if task.done():
             return task.result()
@@ -202,3 +214,10 @@ async def _within(
             _log.error("executor_ignores_cancellation", consequence="it is left behind, and goes on by itself")
         elif not task.cancelled():
             task.exception()  # seen: what it raises while it is cancelled is not the turn's error
+
+
+async def _settled(journal: Journal, *, until: float) -> None:
+    """Let what is being made end: a call that somebody paid for can be recorded when the session is claimed again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(until):
+            await journal.settled()

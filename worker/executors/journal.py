@@ -8,17 +8,23 @@ What a later attempt finds of a step:
 
     nothing     it is made
     started     one that may be repeated is made again; any other ends the turn: nobody knows whether it took effect
+    not_made    it is made: its start was on its way to Postgres when the lane was lost, and it was never begun
     done        its result is given again, and the change that it made to the session's state
     failed      it fails again as it did
 
 A step that asks something else than the one that was recorded under its key is made, and recorded in its place.
+
+When the lane is lost, no further step is begun; what is being made is let end, and can be recorded under another claim
+of the session: it was made, and must not be for nothing, nor be called uncertain.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, NoReturn
 
@@ -35,6 +41,9 @@ MAX_STEP_BYTES: Final = 16 * 2**20
 CONTEXT_KEY: Final = "context"
 """Of step 0: what the turn was given."""
 
+_AROUND: ContextVar[tuple[object, ...]] = ContextVar("steps around", default=())
+"""The steps in the making that the running code is part of: a tool can make steps of its own."""
+
 _log = structlog.get_logger()
 
 
@@ -42,8 +51,12 @@ class StepState(StrEnum):
     """How far a step has come."""
 
     STARTED = "started"
+    NOT_MADE = "not_made"
     DONE = "done"
     FAILED = "failed"
+
+
+ENDED: Final = frozenset({StepState.DONE, StepState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +112,12 @@ class Journal:
         """Without `write` nothing is recorded. `context` is what the turn was given, for step 0."""
         self._write = write
         self._attempt = attempt
-        self._recorded = {record.key: record for record in recorded}
+        self._recorded = {record.key: record for record in recorded if record.state is not StepState.NOT_MADE}
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
-        self._unmade = sorted((one for one in recorded if one.state is not StepState.STARTED), key=lambda one: one.seq)
+        ended = (one for one in self._recorded.values() if one.state in ENDED)
+        self._unmade = sorted(ended, key=lambda one: one.seq)
         """Those whose change of the state is not made again yet."""
         self._unasked = {one.key for one in self._unmade if one.key != CONTEXT_KEY}
         self._diverged = False
@@ -111,6 +125,10 @@ class Journal:
         self._told: Callable[[], None] = lambda: None
         self.stopped: Exception | None = None
         """Why the attempt must end now: the lane is lost, or a step is uncertain."""
+        self._making: set[object] = set()
+        self._nothing_made = asyncio.Event()
+        self.unrecorded: list[StepRecord] = []
+        """What could not be recorded of this attempt, since its lane was lost."""
         self.has_recorded = False
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
@@ -123,6 +141,11 @@ class Journal:
         """Whether steps are recorded."""
         return self._write is not None
 
+    @property
+    def has_fruit(self) -> bool:
+        """Whether a step of this attempt has come to its end, recorded or to be recorded."""
+        return self.has_recorded or any(one.state in ENDED for one in self.unrecorded)
+
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
         self._told = told
@@ -132,6 +155,12 @@ class Journal:
         self._over.set()
         if completed and self._unasked:
             self._say_diverged(min(self._unasked))
+
+    async def settled(self) -> None:
+        """Wait, once the attempt must end, until no step is being made any more that can come to its end."""
+        while self._making:
+            self._nothing_made.clear()
+            await self._nothing_made.wait()
 
     async def run(self, asked: Asked, state: Callable[[], dict[str, Any]], make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
         """Make a step, or return what it came to before. `make` returns JSON; `state` is the session's.
@@ -146,11 +175,13 @@ class Journal:
         found = self._found(asked)
         if found is not None and found.state is not StepState.STARTED:
             return self._again(found, state())
+        if not asked.repeatable and found is not None:
+            await self._stop(StepUncertain(f"{asked.key} was started before, and nobody knows whether it took effect"))
+        with self._in_the_making():
+            return await self._made(asked, make)
+
+    async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
         if not asked.repeatable:
-            if found is not None:
-                await self._stop(
-                    StepUncertain(f"{asked.key} was started before, and nobody knows whether it took effect")
-                )
             await self._record(asked, StepState.STARTED)
         with kept_change() as change:
             try:
@@ -222,6 +253,9 @@ class Journal:
         try:
             await self._write(steps)
         except StoreUnavailable as error:
+            if state is StepState.STARTED:
+                steps[-1] = replace(steps[-1], state=StepState.NOT_MADE)
+            self.unrecorded += steps
             await self._stop(error)
         if state is not StepState.STARTED and not self.has_recorded:
             self.has_recorded = True
@@ -239,8 +273,25 @@ class Journal:
         await self._never()
 
     async def _never(self) -> NoReturn:
+        self._no_longer_made(_AROUND.get())
         await self._over.wait()
         raise asyncio.CancelledError
+
+    @contextmanager
+    def _in_the_making(self) -> Iterator[None]:
+        step, around = object(), _AROUND.get()
+        self._making.add(step)
+        _AROUND.set((*around, step))
+        try:
+            yield
+        finally:
+            _AROUND.set(around)
+            self._no_longer_made([step])
+
+    def _no_longer_made(self, steps: Iterable[object]) -> None:
+        self._making.difference_update(steps)
+        if not self._making:
+            self._nothing_made.set()
 
 
 def _described(error: Exception) -> dict[str, JsonValue]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -30,6 +29,7 @@ from worker.fleet.membership import Membership
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology
 from worker.patience import answered_within
+from worker.sessions.store import SessionStore
 
 _POLL_SECONDS: Final = 1.0
 """Notifications make a change quick; this makes it certain."""
@@ -46,10 +46,10 @@ class Fleet:
     """Keeps what this worker consumes to what is its own."""
 
     def __init__(
-        self, membership: Membership, consumers: Consumers, topology: Topology, sized: Callable[[int], None]
+        self, membership: Membership, consumers: Consumers, topology: Topology, sessions: SessionStore
     ) -> None:
-        """`sized` is told how many members the fleet has."""
-        self._sized = sized
+        """`sessions` are told how many members the fleet has; without room for them nothing is consumed."""
+        self._sessions = sessions
         self._membership = membership
         self._consumers = consumers
         self._topology = topology
@@ -58,6 +58,11 @@ class Fleet:
         self._standing_by: bool | None = None
         membership.listen(self._changed.set)
         consumers.listen(self._changed.set)
+
+    @property
+    def standing_by(self) -> bool:
+        """Whether others have all partitions."""
+        return self._standing_by is True
 
     async def run(self) -> None:
         """Follow the fleet, until the task is cancelled."""
@@ -81,18 +86,26 @@ class Fleet:
                 # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
                 async with answered_within(_ANSWER_SECONDS):
                     owned = await self._membership.owned()
-                self._sized(self._membership.size)
+                self._sessions.lock_budget.share_with(self._membership.size)
                 self._consume(self._queues(owned))
             else:
                 self._consumers.want(frozenset())
                 await self._membership.leave()
         except (StoreUnavailable, TimeoutError) as error:
             # Without a lane no request could be claimed, and without a membership the partitions are others'.
-            if self._consumers.wanted:
-                _log.warning("partitions_given_up", reason=str(error) or "Postgres does not answer")
-            self._consumers.want(frozenset())
+            self._give_up(str(error) or "Postgres does not answer")
+
+    def _give_up(self, reason: str) -> None:
+        if self._consumers.wanted:
+            _log.warning("partitions_given_up", reason=reason)
+        self._standing_by = None
+        self._consumers.want(frozenset())
 
     def _consume(self, queues: frozenset[str]) -> None:
+        if not self._sessions.has_room:
+            # They stay ours, for nobody else could store their turns; what has started is stored as soon as it can be.
+            self._give_up("Postgres's disk is full")
+            return
         if not queues and self._standing_by is not True:
             _log.info("worker_standing_by", reason="others have all partitions", members=self._membership.size)
         self._standing_by = not queues

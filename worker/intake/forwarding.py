@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 from aio_pika import DeliveryMode, Message
+from aio_pika.abc import AbstractIncomingMessage
 from pamqp import encode
 
 from worker.cancellation import was_cancelled
@@ -28,7 +29,17 @@ PASSED_ON: Final = "x-teamturn-passed-on"
 """Set on what was passed on once. Found outside its partition again, the bindings are wrong, and passing it on
 would go on for ever."""
 
+OWN_HEADERS: Final = "x-teamturn-"
+"""What the names of our own headers begin with."""
 CODE_HEADER: Final = "x-teamturn-code"
+REASON_HEADER: Final = "x-teamturn-reason"
+QUEUE_HEADER: Final = "x-teamturn-queue"
+TIME_HEADER: Final = "x-teamturn-time"
+ATTEMPTS_HEADER: Final = "x-teamturn-attempts"
+STEPS_HEADER: Final = "x-teamturn-steps"
+TOKENS_HEADER: Final = "x-teamturn-tokens"
+WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
+"""Set on what came without a message_id: the client makes one up for the copy, and a message_id can be the run_id."""
 
 _ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
 """RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
@@ -50,10 +61,14 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, Any]) -> Message:
     Left out: `expiration` and priority (such a request is refused where it is seen), `user_id`, which the broker
     compares with the connection's own user, and headers that can't be sent again.
     """
-    original = delivery.message
+    return copy_with(delivery.headers, extra_headers, delivery.message)
+
+
+def copy_with(headers: dict[str, Any], extra_headers: dict[str, str], original: AbstractIncomingMessage) -> Message:
+    """Return such a copy with other headers than the original's."""
     return Message(
         body=original.body,
-        headers=_sendable(delivery.headers) | extra_headers,
+        headers=_sendable(headers) | extra_headers,
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -67,12 +82,15 @@ def copy_of(delivery: Delivery, extra_headers: dict[str, Any]) -> Message:
 
 
 def _why(delivery: Delivery, refusal: RequestRefused) -> dict[str, Any]:
-    return {
+    why = {
         CODE_HEADER: refusal.code.value,
-        "x-teamturn-reason": refusal.message,
-        "x-teamturn-queue": delivery.source,
-        "x-teamturn-time": datetime.now(UTC).isoformat(timespec="seconds"),
+        REASON_HEADER: refusal.message,
+        QUEUE_HEADER: delivery.source,
+        TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if not delivery.message.message_id:
+        why[WITHOUT_MESSAGE_ID] = "1"
+    return why
 
 
 def _sendable(headers: dict[str, Any]) -> dict[str, Any]:

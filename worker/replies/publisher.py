@@ -47,6 +47,11 @@ class Publisher:
         self._doubtful = False
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes nothing over the connection, for an alarm."""
+        return self._connection is not None and self._connection.blocked
+
     async def open(self) -> None:
         """Connect. Raises StartupError or BrokerUnavailable."""
         await self._ready_channel()

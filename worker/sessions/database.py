@@ -8,13 +8,17 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
-from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreUnavailable
+from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreFull, StoreUnavailable
 
 CONNECT_LIMIT_SECONDS: Final = 10
 OLDEST_SERVER: Final = 14
 """idle_session_timeout, on which the fencing of a frozen worker rests, came with PostgreSQL 14."""
+
+IDLE_SESSION_TIMEOUT: Final = "15s"
+"""Of a lane."""
 
 _TRY_AGAIN: Final = (
     asyncpg.PostgresConnectionError,
@@ -35,12 +39,15 @@ _ROW_AT_FAULT: Final = frozenset({"22", "23", "54"})
 which an operator mends (a revoked grant, a missing table, a broken disk) while requests wait."""
 
 
-async def connect(url: SecretStr, schema: str, *, application: str, lane: bool = False) -> asyncpg.Connection:
+async def connect(
+    url: SecretStr, schema: str, *, application: str, lane: bool = False, writes: bool = False
+) -> asyncpg.Connection:
     """Open a connection whose unqualified names are the schema's.
 
     A lane's connection gets the limits by which Postgres itself takes the locks from a worker that is frozen, cut
-    off or stuck. Raises StartupError for what an operator must mend (password, database, role, version), and
-    StoreUnavailable where there is no server or it is not ready yet.
+    off or stuck. One that writes, as a lane does, is to a server that takes writes: no stand-by. Raises StartupError
+    for what an operator must mend (password, database, role, version), and StoreUnavailable where there is no server
+    or it is not ready yet.
     """
     settings = {
         # Quoted: asyncpg passes it as it is, and the setting's own syntax folds and splits names.
@@ -52,7 +59,7 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
         settings |= {
             # Freed in time an idle holder's locks; a worker frozen while it reads a large result is not idle,
             # and loses them by the unacknowledged data (measured: 5.4 s).
-            "idle_session_timeout": "15s",
+            "idle_session_timeout": IDLE_SESSION_TIMEOUT,
             "tcp_user_timeout": "5000",
             "lock_timeout": "5s",
             "statement_timeout": "30s",
@@ -63,7 +70,10 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
         }
     try:
         connection = await asyncpg.connect(
-            url.get_secret_value(), timeout=CONNECT_LIMIT_SECONDS, server_settings=settings
+            url.get_secret_value(),
+            timeout=CONNECT_LIMIT_SECONDS,
+            server_settings=settings,
+            target_session_attrs=SessionAttribute.read_write if lane or writes else None,
         )
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
         raise StartupError(
@@ -73,9 +83,19 @@ async def connect(url: SecretStr, schema: str, *, application: str, lane: bool =
         raise StartupError(
             f"Postgres has no such database ({_reason(error)}): create it, or correct TEAMTURN_POSTGRES_URL"
         ) from None
-    except _TRY_AGAIN as error:
+    except asyncpg.TargetServerAttributeNotMatched as error:
         raise StoreUnavailable(
-            f"Postgres can't be reached at {_address(url)} ({_reason(error)}): is it running, and is "
+            f"Postgres at {address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
+        ) from error
+    except _TRY_AGAIN as error:
+        if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
+            # What PgBouncer says to each that it is not told to ignore.
+            raise StartupError(
+                f"a connection pooler answers at {address(url)} ({_reason(error)}): give the direct address of "
+                "Postgres in TEAMTURN_POSTGRES_URL"
+            ) from None
+        raise StoreUnavailable(
+            f"Postgres can't be reached at {address(url)} ({_reason(error)}): is it running, and is "
             "TEAMTURN_POSTGRES_URL right?"
         ) from error
     except (ValueError, asyncpg.PostgresError) as error:
@@ -94,6 +114,8 @@ def translated(error: Exception) -> Exception:
         return ClaimOutdated(_reason(error))
     if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _ROW_AT_FAULT:
         return StatementRefused(_reason(error))
+    if isinstance(error, asyncpg.DiskFullError):
+        return StoreFull(_reason(error))
     return StoreUnavailable(_reason(error))
 
 
@@ -112,6 +134,7 @@ def _reason(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _address(url: SecretStr) -> str:
+def address(url: SecretStr) -> str:
+    """Return the host and port of a URL, for people."""
     parts = urlsplit(url.get_secret_value())
     return f"{parts.hostname}:{parts.port or 5432}"

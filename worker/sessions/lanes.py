@@ -186,6 +186,9 @@ class LaneConnection:
                 return await self.connection.fetch(text, *arguments)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
+        except asyncpg.ReadOnlySQLTransactionError as error:
+            # A fail-over; another connection, to another server maybe, can write.
+            raise LaneLost("Postgres takes no writes any more: it has become a stand-by") from error
         except (asyncpg.PostgresError, *_BROKEN, TimeoutError) as error:
             if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import structlog
 from pydantic import SecretStr
 
 from schemas.replies import RunReply
@@ -42,12 +41,7 @@ from worker.sessions.statements import (
     UnsummarizedRow,
 )
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
-
-_RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
-
-_T = TypeVar("_T")
-
-_log = structlog.get_logger()
+from worker.sessions.writes import Writes
 
 _SUMMED: Final = {"input_tokens", "output_tokens", "total_tokens", "model_requests", "tool_calls"}
 """The metrics that a session has the sums of."""
@@ -66,6 +60,7 @@ class ClaimedSession:
     request: RunRequest
     claim: Claim
     _lane: LaneConnection
+    _writes: Writes
 
     @property
     def next_turn(self) -> int:
@@ -91,7 +86,7 @@ class ClaimedSession:
     async def record_steps(self, steps: Sequence[StepRecord]) -> None:
         """Record steps of the turn. Raises StatementRefused, and LaneLost, where the session's lock is lost."""
         row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
-        await _persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
+        await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
     async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
         """Store the turn in one transaction: session row, runs, receipt.
@@ -108,7 +103,7 @@ class ClaimedSession:
             receipt=self._receipt(reply),
             reply=body,
         )
-        outcome = await _persistently(lambda: self._lane.submit(statements.COMMIT, row))
+        outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
             raise SessionDeleted("the session was deleted while the turn ran; nothing was stored")
         if outcome is CommitOutcome.STALE:
@@ -117,7 +112,7 @@ class ClaimedSession:
     async def keep_answer(self, reply: RunReply, body: bytes) -> None:
         """Store an answer without a run: of a refusal that depended on the moment, or for a deleted session."""
         row = ReceiptRow(receipt=self._receipt(reply), reply=body)
-        await _persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
+        await self._writes.persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
 
     def _session(self, reply: RunReply, turn: FinishedTurn) -> dict[str, Any]:
         request, target = self.request, self.request.target
@@ -163,6 +158,7 @@ class SessionStore:
     def __init__(self, url: SecretStr, schema: str, *, locks: int = _DEFAULT_LOCKS) -> None:
         """`locks` is how many locks Postgres has room for."""
         self.lock_budget = LockBudget(locks)
+        self._writes = Writes()
         self._lanes = [Lane(url, schema, number) for number in range(LANES)]
 
     @property
@@ -174,6 +170,11 @@ class SessionStore:
     def alive(self) -> bool:
         """Whether every lane has a connection."""
         return all(lane.alive for lane in self._lanes)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether no turn waits for room on Postgres's disk to be stored."""
+        return self._writes.have_room
 
     async def open(self) -> None:
         """Connect every lane. Raises StartupError or StoreUnavailable."""
@@ -210,7 +211,7 @@ class SessionStore:
                 _unlock(lane, request.session_id, self.lock_budget.give_back)
             raise
         try:
-            yield ClaimedSession(request=request, claim=claim, _lane=lane)
+            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
 
@@ -256,20 +257,3 @@ def _unlock(lane: LaneConnection, session_id: str, then: Callable[[], None]) -> 
         then()
     else:
         unlock.add_done_callback(unlocked)
-
-
-async def _persistently(write: Callable[[], Awaitable[_T]]) -> _T:
-    """Write until Postgres takes it, as long as the lane lives: what was refused for the moment was rolled back.
-
-    The lock is still held, and the turn need not be taken again: its model calls are paid for.
-    """
-    tries = 0
-    while True:
-        try:
-            return await write()
-        except LaneLost:
-            raise
-        except StoreUnavailable as error:
-            _log.warning("write_retried", reason=str(error), tries=tries)
-            await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
-            tries += 1

@@ -1,0 +1,61 @@
+"""What people and programs see of dead letters, and of what was done with them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import BaseModel, JsonValue
+
+from schemas.ids import SessionType
+
+
+class DeadLetter(BaseModel):
+    """A message in the dead-letter queue."""
+
+    id: str
+    """What the commands name it by: its run_id, or the beginning of its body's sha256. Copies have the same."""
+    time: datetime | None
+    """When it was buried, as far as it says so."""
+    code: str | None
+    """Why: an error code, or the reason for which RabbitMQ itself buried it (expired, delivery_limit, …)."""
+    reason: str | None
+    """The same as a sentence."""
+    queue: str | None
+    """The queue that it was in before."""
+    run_id: str | None
+    session_id: str | None
+    target_type: SessionType | None
+    target_id: str | None
+    size_bytes: int
+    """Of its body."""
+    attempts: int | None
+    """How often it was started, where that is why it is here."""
+    steps: int | None
+    """How many steps these recorded."""
+    tokens: int | None
+    """How many tokens these used."""
+
+
+class DeadLetterContent(DeadLetter):
+    """All of a message in the dead-letter queue."""
+
+    headers: dict[str, JsonValue]
+    """What JSON does not have is text there."""
+    properties: dict[str, JsonValue]
+    """The AMQP properties that are set."""
+    body: str
+    """Its body: text, or base64 of what is not UTF-8."""
+    body_encoding: str
+    """utf-8 or base64."""
+
+
+class DeadLetterDone(BaseModel):
+    """What was done with a dead letter, or would be."""
+
+    id: str
+    action: str
+    """replayed, dropped, or skipped: it is left where it is."""
+    detail: str | None
+    """How, or why not."""
+    dry_run: bool
+    """Nothing was done; this is what would be."""
