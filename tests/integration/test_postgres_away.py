@@ -23,8 +23,8 @@ from tests.support.workers import worker_of
 from worker import kept_results, turn
 from worker.executors.function import executor
 from worker.executors.turn import Turn
-from worker.kept_results import KeptResults
 from worker.settings import Settings
+from worker.turns.kept_results import KeptResults
 from worker.wiring import Worker
 
 
