@@ -55,3 +55,29 @@ async def _own(have: Callable[[Site], Server]) -> AsyncIterator[Server]:
         yield server
     finally:
         await asyncio.to_thread(site.close)
+
+
+async def rabbitmqctl(node: RabbitmqNode, *words: str) -> None:
+    """Run RabbitMQ's own command on a node of ours."""
+    program = node._binaries.server.with_name("rabbitmqctl")
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *words,
+        env=node._env,
+        cwd=node._home,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+
+
+@asynccontextmanager
+async def memory_alarm(node: RabbitmqNode) -> AsyncIterator[None]:
+    """Have the node take no messages for the block, as when it is short of memory."""
+    await rabbitmqctl(node, "set_vm_memory_high_watermark", "0")
+    try:
+        yield
+    finally:
+        await rabbitmqctl(node, "set_vm_memory_high_watermark", "0.4")

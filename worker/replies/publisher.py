@@ -23,10 +23,13 @@ from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import unlimited
 from worker.intake.topology import Topology, apply
+from worker.patience import answered_within
 
 _CONFIRM_SECONDS: Final = 30.0
 """A confirm takes milliseconds; one that is this late will not come, and the connection is taken for dead."""
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+_ALARM_SECONDS: Final = 0.25
+"""Between two looks at whether an alarm is over."""
 
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
 """As RabbitMQ says it when it closes the channel (rabbit_channel.erl, check_msg_size)."""
@@ -99,8 +102,12 @@ class Publisher:
             while wanted() and not was_cancelled():
                 if message.body_size > self._largest_bytes:
                     raise MessageTooLarge(self._largest_bytes)
+                if self.blocked:
+                    # Whatever is sent now is taken when the alarm is over, also what was given up and sent again.
+                    await asyncio.sleep(_ALARM_SECONDS)
+                    continue
                 try:
-                    await self._publish_once(message, exchange, routing_key, mandatory=mandatory)
+                    await self._publish_once(message, exchange, routing_key, mandatory=mandatory, wanted=wanted)
                 except PublishError:
                     raise Unroutable(f"no queue takes {routing_key!r} from {exchange!r}") from None
                 except (BrokerUnavailable, StartupError, DeliveryError, *BROKER_ERRORS) as error:
@@ -132,23 +139,30 @@ class Publisher:
             return nullcontext()  # the client invents one
         return self._turns.setdefault(message.message_id, asyncio.Lock())
 
-    async def _publish_once(self, message: Message, exchange: str, routing_key: str, *, mandatory: bool) -> None:
+    async def _publish_once(
+        self, message: Message, exchange: str, routing_key: str, *, mandatory: bool, wanted: Callable[[], bool]
+    ) -> None:
         with strays_told():
             channel = await self._ready_channel()
         used = self._connection
+
+        def held_up() -> bool:
+            return used is not None and used.blocked
+
+        answered = answered_within(_CONFIRM_SECONDS, held_up=held_up, given_up=lambda: not wanted())
         try:
             with strays_told():
                 # What aio-pika's publish does, but for waiting until the socket has taken it: that would be one after
                 # the other.
-                await channel.basic_publish(
-                    message.body,
-                    exchange=exchange,
-                    routing_key=routing_key,
-                    properties=message.properties,
-                    mandatory=mandatory,
-                    timeout=_CONFIRM_SECONDS,
-                    wait=False,
-                )
+                async with answered:
+                    await channel.basic_publish(
+                        message.body,
+                        exchange=exchange,
+                        routing_key=routing_key,
+                        properties=message.properties,
+                        mandatory=mandatory,
+                        wait=False,
+                    )
         except ChannelNotFoundEntity:
             self._doubtful = True
             raise
@@ -158,7 +172,7 @@ class Publisher:
                 used.lost.set()
             raise
         except TimeoutError:
-            if used is not None:
+            if used is not None and not used.blocked:
                 await used.close()
             raise
 
