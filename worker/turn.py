@@ -197,10 +197,10 @@ class TurnTaker:
             case Refuse() as refusal:
                 return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
             case Execute() if executor is not None:
+                if isinstance(kept, KeptResult):
+                    as_it_was = replace(claimed, claim=kept.claim)
+                    return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
                 if kept is not None and kept.is_newest_in(claimed.claim):
-                    if isinstance(kept, KeptResult):
-                        as_it_was = replace(claimed, claim=kept.claim)
-                        return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
                 return await self._executed(claimed, received, executor) if received.alive else None
