@@ -12,6 +12,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
+    AMQPError,
     AuthenticationError,
     ChannelInvalidStateError,
     ProbableAuthenticationError,
@@ -30,6 +31,8 @@ _HEARTBEAT_SECONDS: Final = "5"
 """A frozen consumer kept its queue for 180 s with the default heartbeat, for 14 s with this one (measured)."""
 
 BROKER_ERRORS: Final = (*CONNECTION_EXCEPTIONS, ChannelInvalidStateError, asyncio.TimeoutError)
+_LOSSES: Final = (AMQPError, ConnectionError, ChannelInvalidStateError)
+"""Of those, what nothing but a connection to RabbitMQ raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,15 @@ def host_and_port(url: SecretStr) -> str:
 
 @asynccontextmanager
 async def connected(url: SecretStr, *, name: str) -> AsyncIterator[BrokerConnection]:
-    """Open a connection for the block, and close it after it."""
+    """Open a connection for the block, and close it after it.
+
+    Raises BrokerUnavailable also for one that is lost within the block.
+    """
     connection = await connect(url, name=name)
     try:
         yield connection
+    except _LOSSES as error:
+        raise BrokerUnavailable(f"the connection to RabbitMQ was lost ({_reason(error)})") from error
     finally:
         await connection.close()
 

@@ -11,8 +11,7 @@ from typing import TypeVar
 import structlog
 
 import sql
-from worker.broker import CLOSE_LIMIT_SECONDS
-from worker.broker import connect as connect_broker
+from worker.broker import CLOSE_LIMIT_SECONDS, connected
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
@@ -28,7 +27,7 @@ from worker.replies.direct import DirectReplies
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
-from worker.sessions.database import application_name, connect
+from worker.sessions.database import DRIVER_ERRORS, application_name, connect
 from worker.sessions.migrations import migrate, require_current
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
@@ -99,7 +98,7 @@ class Worker:
 async def running_worker(settings: Settings, executors: Executors, *, migrating: bool) -> AsyncIterator[Worker]:
     """Build and start a worker for the block. Raises StartupError for whatever an operator must mend first."""
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
-    locks = await _prepare(settings, topology, migrating=migrating)
+    locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
         results = Publisher(settings.amqp_url, topology, name=application_name("results"))
@@ -119,6 +118,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             topology,
             ReplyAddresses(settings.prefix, settings.reply_to_pattern),
             largest_bytes=settings.max_request_bytes,
+            schema=settings.db_schema,
         )
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
@@ -166,8 +166,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:
     """See that schema, fleet settings and topology are as this worker needs them; return how many locks there are."""
-    database = await _as_startup(
-        connect(settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True)
+    database = await connect(
+        settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True
     )
     try:
         if migrating:
@@ -175,16 +175,15 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         await require_current(database, settings.db_schema)
         first_start = await agree(database, settings)
         locks = int(await database.fetchval(sql.LOCK_TABLE))
+    except DRIVER_ERRORS as error:
+        raise StoreUnavailable(f"the connection to Postgres was lost ({error})") from error
     finally:
         await database.close()
-    broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
-    try:
+    async with connected(settings.amqp_url, name=application_name("start")) as broker:
         if first_start:
             # Postgres is new to the prefix, RabbitMQ may not be.
             await check_partitions(broker.amqp, topology)
         await apply(broker.amqp, topology)
-    finally:
-        await broker.close()
     return locks
 
 

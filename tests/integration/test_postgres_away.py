@@ -20,11 +20,12 @@ from tests.support.broker import TestBroker
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
-from worker import kept_results, turn
+from worker import turn
 from worker.executors.function import executor
 from worker.executors.turn import Turn
-from worker.kept_results import KeptResults
 from worker.settings import Settings
+from worker.turns import kept_results
+from worker.turns.kept_results import KeptResults
 from worker.wiring import Worker
 
 

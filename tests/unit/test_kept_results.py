@@ -16,8 +16,8 @@ from tests.unit.examples import a_claim, a_past_run, a_request, a_turn
 from worker.executors.attempt import Outcome
 from worker.executors.journal import Journal
 from worker.executors.steps import Steps
-from worker.kept_results import KeptResult, KeptResults
 from worker.replies.answers import Timing
+from worker.turns.kept_results import KeptResult, KeptResults
 
 REQUESTS = [a_request(run_id=f"r{number}") for number in range(5)]
 

@@ -20,6 +20,8 @@ OLDEST_SERVER: Final = 14
 IDLE_SESSION_TIMEOUT: Final = "15s"
 """Of a lane."""
 
+DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
 _TRY_AGAIN: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,

@@ -88,9 +88,10 @@ class ClaimedSession:
         row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
         await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
-    async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
-        """Store the turn in one transaction: session row, runs, receipt.
+    async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn, *, size_bytes: int = 0) -> None:
+        """Store the turn in one transaction: session row, runs, receipt with the body that is sent.
 
+        `size_bytes` is how large it is, where that body does not have all of it.
         Raises SessionDeleted (nothing is stored, and nothing resurrected), ClaimOutdated (somebody else wrote the
         session or took the run_id: claim again), StatementRefused (what the turn left can't be stored), and
         LaneLost, after which only a new claim can tell whether it was stored.
@@ -102,6 +103,7 @@ class ClaimedSession:
             runs=self._runs(reply, turn),
             receipt=self._receipt(reply),
             reply=body,
+            size_bytes=max(size_bytes, len(body)),
         )
         outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
