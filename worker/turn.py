@@ -186,10 +186,10 @@ class TurnTaker:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
                 return _Answer(body, of_turn=False)
             case Execute() if executor is not None:
+                if isinstance(kept, KeptResult):
+                    as_it_was = replace(claimed, claim=kept.claim)
+                    return await self._stored(as_it_was, executor, kept.turn, kept.outcome, timing=kept.timing)
                 if kept is not None and kept.is_newest_in(claimed.claim):
-                    if isinstance(kept, KeptResult):
-                        as_it_was = replace(claimed, claim=kept.claim)
-                        return await self._stored(as_it_was, executor, kept.turn, kept.outcome, timing=kept.timing)
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
                 return await self._executed(claimed, received, executor) if received.alive else None

@@ -157,3 +157,23 @@ async def test_under_load_each_request_is_stored_and_answered_once_and_in_order(
     assert mistakes == []
     if workers == 1:
         assert repeated == set(), "what was finished was committed, and not executed again"
+
+
+async def test_without_room_for_locks_turns_wait_and_none_fails(own: Settings, postgres: Server) -> None:
+    async with (
+        TestBroker(own.amqp_url.get_secret_value(), own.prefix) as broker,
+        worker_on(own) as worker,
+    ):
+        await worker.consuming()
+        greedy = await asyncpg.connect(postgres.url)
+        try:
+            with pytest.raises(asyncpg.OutOfMemoryError):
+                await greedy.execute("select pg_advisory_lock(number) from generate_series(1, 1000000) as number")
+            asked = [await broker.ask(f"s{number}") for number in range(3)]
+            await worker.logged("turn_claimed_again")
+        finally:
+            await greedy.close()
+        replies = [await broker.reply(run_id) for run_id in asked]
+        reasons = {event["reason"] for event in worker.events("turn_claimed_again")}
+    assert reasons == {"out of shared memory"}
+    assert [(reply["status"], reply["attempt"]) for reply in replies] == [("COMPLETED", 1)] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 from teamturn import Turn, executor
@@ -17,4 +18,11 @@ async def steady(turn: Turn) -> Any:
     return turn.input
 
 
-everything = [*acceptance_teams.everything, steady]
+@executor("blocking")
+async def blocking(turn: Turn) -> Any:
+    """Keep the event loop for so many seconds, as careless code does."""
+    time.sleep(float(turn.input))  # noqa: ASYNC251 - that is what it is for
+    return turn.input
+
+
+everything = [*acceptance_teams.everything, steady, blocking]

@@ -192,19 +192,16 @@ async def test_a_session_that_is_deleted_meanwhile_stays_deleted(
     assert held.attempts == [1, 1]
 
 
-async def test_a_newer_attempt_that_another_worker_began_goes_before_it(
+async def test_another_worker_s_attempt_that_came_to_nothing_does_not_have_it_taken_again(
     by_line: Settings, line: Proxy, broker: TestBroker, database: asyncpg.Connection
 ) -> None:
     held = Held()
     async with worker_of(by_line, held.executor) as worker:
         run_id = await finished_while_away(held, line, worker, broker, database)
-        await database.execute(
-            """insert into turn_attempts as attempt (run_id, attempts, session_id, worker) values ($1, 2, 's1', 'other')
-               on conflict (run_id) do update set attempts = 2""",
-            run_id,
-        )
+        await database.execute("update turn_attempts set attempts = 2, worker = 'other' where run_id = $1", run_id)
         line.is_down = False
-        assert (await broker.reply(run_id))["attempt"] == 3
+        assert (await broker.reply(run_id))["content"] == "answer 1"
+    assert held.attempts == [1]
 
 
 async def test_after_the_stated_time_the_result_is_dropped_and_the_turn_taken_again(
@@ -362,3 +359,21 @@ async def test_while_only_a_stand_by_answers_nothing_is_consumed_and_nothing_fai
         assert (await broker.reply(first))["attempt"] == 1
         assert (await broker.reply(second))["attempt"] == 1
     assert held.started == [first, second]
+
+
+async def test_a_row_that_somebody_else_has_locked_holds_up_its_own_turn_and_no_other(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    held.open.set()
+    async with worker_of(settings, held.executor) as worker:
+        await broker.reply(await broker.ask("s1", team_id="held"))
+        async with database.transaction():
+            await database.execute("select from agno_sessions where session_id = 's1' for update")
+            locked = await broker.ask("s1", team_id="held")
+            await eventually(lambda: held.ended[-1:] == [locked])
+            for number in range(2, 6):
+                await broker.reply(await broker.ask(f"s{number}", team_id="held"))
+            assert worker.condition().problem() is None
+        assert (await broker.reply(locked))["attempt"] == 1
+    assert held.started.count(locked) == 1

@@ -7,8 +7,7 @@ claim here: as it was to be, based on the session as it was. Whoever holds the d
 finds decides:
 
     a receipt               it was stored, by this commit or as another worker's attempt: the kept one is dropped
-    a newer attempt         begun by another worker: the kept one is dropped, the turn is taken as the next attempt
-    the session, as it was  it is committed
+    the session, as it was  it is committed, also where another worker has begun an attempt that came to nothing
     ... written by others   the commit is refused: it is dropped, and the turn is taken again
     ... deleted             it ends as `session_deleted`, as it would have without the outage
 
@@ -57,10 +56,6 @@ class KeptResult:
     outcome: Outcome
     timing: Timing
 
-    def is_newest_in(self, claim: Claim) -> bool:
-        """Whether no later attempt was begun since."""
-        return claim.attempts <= self.turn.attempt
-
     def seen_in(self, claim: Claim) -> Claim:
         """Return a later claim with this attempt in it: an instant one is not recorded, and yet the turn was begun."""
         return replace(claim, attempts=max(claim.attempts, self.turn.attempt))
@@ -82,7 +77,7 @@ class KeptSteps:
         return cls(turn.attempt, tuple(journal.unrecorded), first_fruit=journal.has_fruit and not journal.has_recorded)
 
     def is_newest_in(self, claim: Claim) -> bool:
-        """Whether no later attempt was begun since."""
+        """Whether no later attempt was begun since: what that one recorded of the same steps goes before these."""
         return claim.attempts <= self.attempt
 
     def seen_in(self, claim: Claim) -> Claim:
