@@ -26,6 +26,8 @@ def _amqp_url(value: SecretStr) -> SecretStr:
     if not re.match(r"amqps?://[^\s]+$", value.get_secret_value()):
         raise ValueError("it must look like amqp://user:password@host:5672/ (amqps:// for TLS)")
     _check_parts(value.get_secret_value())
+    if len(hosts_of(value.get_secret_value())) > 1:
+        raise ValueError("it must name one server")
     return value
 
 
@@ -33,7 +35,7 @@ def _check_parts(url: str) -> None:
     """Raise ValueError, without any part of the URL, where a password's characters have split it wrongly."""
     try:
         parts = urlsplit(url)
-        wrong = parts.port == 0 or bool(parts.fragment)
+        wrong = any(port == 0 for _, port in hosts_of(url)) or bool(parts.fragment)
     except ValueError:
         wrong = True
     if wrong:
@@ -41,6 +43,15 @@ def _check_parts(url: str) -> None:
             "its port is no number from 1 to 65535, or its user or password has a character that must be "
             "percent-encoded (/ is %2F, # is %23, ? is %3F, @ is %40)"
         )
+
+
+def hosts_of(url: str) -> list[tuple[str | None, int | None]]:
+    """Return the hosts of a URL and their ports: of Postgres it can name several, the stand-bys behind the primary.
+
+    Raises ValueError for a port that is none.
+    """
+    servers = (urlsplit(f"//{server}") for server in urlsplit(url).netloc.rpartition("@")[2].split(","))
+    return [(server.hostname, server.port) for server in servers]
 
 
 def _postgres_url(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds

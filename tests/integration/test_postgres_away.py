@@ -15,6 +15,7 @@ import asyncpg
 import pytest
 from pydantic import JsonValue, SecretStr
 from structlog.testing import capture_logs
+from yarl import URL
 
 from tests.support.broker import TestBroker
 from tests.support.proxy import Proxy
@@ -377,3 +378,31 @@ async def test_a_row_that_somebody_else_has_locked_holds_up_its_own_turn_and_no_
             assert worker.condition().problem() is None
         assert (await broker.reply(locked))["attempt"] == 1
     assert held.started.count(locked) == 1
+<<<<<<< HEAD
+=======
+
+
+async def test_with_several_servers_in_its_address_the_worker_goes_to_the_one_that_takes_writes(
+    settings: Settings, line: Proxy, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    address = URL(settings.postgres_url.get_secret_value())
+    async with Proxy(str(address)) as other:
+        both = f"127.0.0.1:{URL(line.url).port},127.0.0.1:{URL(other.url).port}"
+        url = f"postgresql://{address.raw_user}:{address.raw_password}@{both}{address.path}"
+        other.is_down = True
+        async with worker_of(settings.model_copy(update={"postgres_url": SecretStr(url)}), held.executor):
+            run_id = await broker.ask("s1", team_id="held")
+            await eventually(lambda: held.started == [run_id])
+            line.is_down, other.is_down = True, False
+            line.cut()
+            held.open.set()
+            assert (await broker.reply(run_id))["attempt"] == 1
+            assert line.refused
+    assert held.started == [run_id]
+    assert await is_stored(database, run_id)
+
+
+async def is_stored(database: asyncpg.Connection, run_id: str) -> bool:
+    return bool(await database.fetchval("select count(*) from agno_runs where run_id = $1", run_id))
+>>>>>>> outages

@@ -100,6 +100,7 @@ def test_every_setting_is_in_the_contract_s_table() -> None:
         ("postgresql+asyncpg://u@h:5/d?a=b", "postgresql://u@h:5/d?a=b"),
         ("postgres+psycopg_async://h/d", "postgres://h/d"),
         ("postgres://h/d", "postgres://h/d"),
+        ("postgresql://u:p@h1:5432,h2,[::1]:5433/d", "postgresql://u:p@h1:5432,h2,[::1]:5433/d"),
         ("postgresql://u:a+b%3A%2F%2Fc@h/d", "postgresql://u:a+b%3A%2F%2Fc@h/d"),
     ],
 )
@@ -111,7 +112,7 @@ def test_a_driver_suffix_is_dropped_and_nothing_else(given: str, used: str, monk
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("AMQP_URL", value) for value in ("localhost", "http://hunter2hunter2@h/", "amqp://", "amqp://hunter 2")],
+        *[("AMQP_URL", value) for value in ("localhost", "http://hunter2hunter2@h/", "amqp://", "amqp://hunter 2", "amqp://hunter2,h/")],
         *[
             ("POSTGRES_URL", value)
             for value in ("hunter2", "mysql://u:hunter2@h/d", "postgresql:/hunter2", "sqlite://")

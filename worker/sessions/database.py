@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from typing import Final
-from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
 from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreFull, StoreUnavailable
+from worker.settings import hosts_of
 
 CONNECT_LIMIT_SECONDS: Final = 10
 OLDEST_SERVER: Final = 14
@@ -138,5 +138,4 @@ def _reason(error: BaseException) -> str:
 
 def address(url: SecretStr) -> str:
     """Return the host and port of a URL, for people."""
-    parts = urlsplit(url.get_secret_value())
-    return f"{parts.hostname}:{parts.port or 5432}"
+    return ", ".join(f"{host}:{port or 5432}" for host, port in hosts_of(url.get_secret_value()))
