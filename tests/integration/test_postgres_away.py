@@ -378,8 +378,6 @@ async def test_a_row_that_somebody_else_has_locked_holds_up_its_own_turn_and_no_
             assert worker.condition().problem() is None
         assert (await broker.reply(locked))["attempt"] == 1
     assert held.started.count(locked) == 1
-<<<<<<< HEAD
-=======
 
 
 async def test_with_several_servers_in_its_address_the_worker_goes_to_the_one_that_takes_writes(
@@ -405,4 +403,3 @@ async def test_with_several_servers_in_its_address_the_worker_goes_to_the_one_th
 
 async def is_stored(database: asyncpg.Connection, run_id: str) -> bool:
     return bool(await database.fetchval("select count(*) from agno_runs where run_id = $1", run_id))
->>>>>>> outages
