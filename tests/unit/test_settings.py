@@ -112,7 +112,10 @@ def test_a_driver_suffix_is_dropped_and_nothing_else(given: str, used: str, monk
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *[("AMQP_URL", value) for value in ("localhost", "http://hunter2hunter2@h/", "amqp://", "amqp://hunter 2", "amqp://hunter2,h/")],
+        *[
+            ("AMQP_URL", value)
+            for value in ("localhost", "http://hunter2hunter2@h/", "amqp://", "amqp://hunter 2", "amqp://hunter2,h/")
+        ],
         *[
             ("POSTGRES_URL", value)
             for value in ("hunter2", "mysql://u:hunter2@h/d", "postgresql:/hunter2", "sqlite://")
