@@ -290,17 +290,17 @@ def has_length(found: list[int], length: int) -> bool:
 # --- Postgres is there, and takes no writes ---
 
 
-async def refuse_runs(database: asyncpg.Connection, sqlstate: str) -> None:
-    """Have Postgres refuse to store runs with an error of its own, as where its disk is full (53100)."""
+async def refuse_rows(database: asyncpg.Connection, sqlstate: str, table: str = "agno_runs") -> None:
+    """Have Postgres refuse to store rows with an error of its own, as where its disk is full (53100)."""
     await database.execute(
         f"""create function refuse() returns trigger language plpgsql as $$
             begin raise exception 'as a test wants it' using errcode = '{sqlstate}'; end $$;
-            create trigger refuse before insert on agno_runs for each statement execute function refuse()"""
+            create trigger refuse before insert on {table} for each statement execute function refuse()"""
     )
 
 
-async def take_runs_again(database: asyncpg.Connection) -> None:
-    await database.execute("drop trigger refuse on agno_runs")
+async def take_rows_again(database: asyncpg.Connection, table: str = "agno_runs") -> None:
+    await database.execute(f"drop trigger refuse on {table}")
 
 
 async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stored_when_there_is_room(
@@ -308,7 +308,7 @@ async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stor
 ) -> None:
     held = Held()
     held.open.set()
-    await refuse_runs(database, "53100")
+    await refuse_rows(database, "53100")
     with capture_logs() as logged:
         async with worker_of(settings, held.executor) as worker:
             first = await broker.ask("s1", team_id="held")
@@ -317,11 +317,32 @@ async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stor
             asked = [first, *[await broker.ask(f"s{number}", team_id="held") for number in range(1, 4)]]
             await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 3)
             assert held.started == [first], "what could not be stored is not started"
-            await take_runs_again(database)
+            await take_rows_again(database)
             await broker.replies_of(asked)
     assert sorted(held.started) == sorted(asked)
     (given_up,) = [event for event in logged if event["event"] == "partitions_given_up"]
     assert "disk is full" in given_up["reason"]
+
+
+async def test_a_full_disk_that_outlasts_the_turn_timeout_fails_no_turn_that_waits_for_it(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    @executor("pays")
+    async def pays(turn: Turn) -> JsonValue:
+        await turn.step("pay", lambda: "receipt")
+        return turn.attempt
+
+    await refuse_rows(database, "53100", "turn_steps")
+    with capture_logs() as logged:
+        async with worker_of(settings.model_copy(update={"turn_timeout": 1.0}), pays) as worker:
+            run_id = await broker.ask("s1", team_id="pays")
+            await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 4)
+            problem = worker.condition().problem()
+            await take_rows_again(database, "turn_steps")
+            reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"]) == ("COMPLETED", 1)
+    assert problem is not None
+    assert "disk is full" in problem
 
 
 async def test_a_server_that_has_become_a_stand_by_is_left_and_what_was_finished_is_stored_by_the_next(
@@ -329,12 +350,12 @@ async def test_a_server_that_has_become_a_stand_by_is_left_and_what_was_finished
 ) -> None:
     held = Held()
     held.open.set()
-    await refuse_runs(database, "25006")
+    await refuse_rows(database, "25006")
     with capture_logs() as logged:
         async with worker_of(settings, held.executor):
             run_id = await broker.ask("s1", team_id="held")
             await eventually(lambda: any(event["event"] == "lane_reconnected" for event in logged))
-            await take_runs_again(database)
+            await take_rows_again(database)
             await broker.reply(run_id)
     assert held.started == [run_id]
 

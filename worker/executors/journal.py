@@ -21,6 +21,7 @@ of the session: it was made, and must not be for nothing, nor be called uncertai
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -129,6 +130,9 @@ class Journal:
         self._nothing_made = asyncio.Event()
         self.unrecorded: list[StepRecord] = []
         """What could not be recorded of this attempt, since its lane was lost."""
+        self._writing = 0
+        self._writing_since = 0.0
+        self._waited_seconds = 0.0
         self.has_recorded = False
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
@@ -145,6 +149,11 @@ class Journal:
     def has_fruit(self) -> bool:
         """Whether a step of this attempt has come to its end, recorded or to be recorded."""
         return self.has_recorded or any(one.state in ENDED for one in self.unrecorded)
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long steps of this attempt have waited to be recorded, those that wait now included."""
+        return self._waited_seconds + (time.monotonic() - self._writing_since if self._writing else 0.0)
 
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
@@ -251,7 +260,8 @@ class Journal:
         steps.append(StepRecord(asked.key, self._seq, self._attempt, state, asked.fingerprint, text, *tokens))
         assert self._write is not None  # noqa: S101 - for the type checker: `run` has looked
         try:
-            await self._write(steps)
+            with self._waiting():
+                await self._write(steps)
         except StoreUnavailable as error:
             if state is StepState.STARTED:
                 steps[-1] = replace(steps[-1], state=StepState.NOT_MADE)
@@ -276,6 +286,18 @@ class Journal:
         self._no_longer_made(_AROUND.get())
         await self._over.wait()
         raise asyncio.CancelledError
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if not self._writing:
+            self._writing_since = time.monotonic()
+        self._writing += 1
+        try:
+            yield
+        finally:
+            self._writing -= 1
+            if not self._writing:
+                self._waited_seconds += time.monotonic() - self._writing_since
 
     @contextmanager
     def _in_the_making(self) -> Iterator[None]:
