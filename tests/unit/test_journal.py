@@ -391,3 +391,24 @@ async def test_what_the_turn_itself_takes_is_limited_all_the_same() -> None:
     assert outcome is not None
     assert outcome.error is not None
     assert outcome.error.code is ErrorCode.TURN_TIMEOUT
+
+
+async def test_a_step_that_may_be_made_twice_is_not_begun_once_others_may_have_the_session() -> None:
+    calls, held = Calls(), asyncio.Event()
+    held.set()
+
+    async def still_held() -> None:
+        if not held.is_set():
+            raise LaneLost("the lane is gone")
+
+    async def write(_: Sequence[StepRecord]) -> None:
+        held.clear()  # the answer was read late: the lane is gone since
+
+    async def run(turn: Turn) -> Any:
+        await turn.step("first", lambda: calls.make("first"), repeatable=True)
+        return await turn.step("second", lambda: calls.make("second"), repeatable=True)
+
+    turn = new_turn(a_request(), None, TurnContext(NOW), attempt=1, journal=Journal(write, held=still_held))
+    with pytest.raises(LaneLost):
+        await attempt(executor_of(run), turn, limit=timedelta(seconds=5), now=NOW, deadline=None)
+    assert calls.made == ["first"]

@@ -106,12 +106,17 @@ class Journal:
         self,
         write: Write | None = None,
         *,
+        held: Callable[[], Awaitable[None]] | None = None,
         attempt: int = 1,
         recorded: Sequence[StepRecord] = (),
         context: Callable[[], JsonValue] = dict,
     ) -> None:
-        """Without `write` nothing is recorded. `context` is what the turn was given, for step 0."""
+        """Without `write` nothing is recorded. `context` is what the turn was given, for step 0.
+
+        `held` raises StoreUnavailable if others may have the session by now.
+        """
         self._write = write
+        self._held = held
         self._attempt = attempt
         self._recorded = {record.key: record for record in recorded if record.state is not StepState.NOT_MADE}
         self._context = context
@@ -192,6 +197,8 @@ class Journal:
     async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
         if not asked.repeatable:
             await self._record(asked, StepState.STARTED)
+        else:
+            await self._check_held()
         with kept_change() as change:
             try:
                 result = await make()
@@ -219,6 +226,17 @@ class Journal:
         """Record the failure of a part of the turn."""
         if self._write is not None:
             await self._record(Asked(key), StepState.FAILED, {"error": _described(failure)})
+
+    async def _check_held(self) -> None:
+        """Look whether the session is still this worker's, before a step is made that is not recorded first.
+
+        Another worker may have made and recorded it by now: this turn had to wait, or its worker did.
+        """
+        if self._held is not None:
+            try:
+                await self._held()
+            except StoreUnavailable as error:
+                await self._stop(error)
 
     def _found(self, asked: Asked) -> StepRecord | None:
         found = self._recorded.get(asked.key)

@@ -11,6 +11,7 @@ row never waits. A batch that Postgres refuses is halved until the bad row is al
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ _PING_SECONDS: Final = 3.0
 """Well below the lanes' idle_session_timeout."""
 _PONG_SECONDS: Final = 5.0
 """An idle lane whose ping is not answered by then is cut off: its worker must stop consuming for others to go on."""
+_PROOF_SECONDS: Final = 1.0
+"""How long a connection that was alive is taken to be so; far below the lanes' idle_session_timeout."""
 _STATEMENT_SECONDS: Final = 40.0
 """Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
 _LARGEST_BATCH: Final = 256
@@ -78,6 +81,8 @@ class LaneConnection:
     _work: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: list[_Submitted] = field(default_factory=list)
     _lost: str | None = None
+    _alive_at: float = field(default_factory=time.monotonic)
+    """When the last statement was sent that was answered: then, at least, Postgres had the connection and its locks."""
 
     async def submit(self, statement: Statement[Row, Result], row: Row) -> Result:
         """Run the statement for a row, together with whatever else waits for it, and return the row's result.
@@ -96,6 +101,14 @@ class LaneConnection:
         self._waiting.setdefault(statement.name, (statement, []))[1].append(_Submitted(row, future))
         self._work.set()
         return future
+
+    async def prove_alive(self) -> None:
+        """Return if the connection was alive a moment ago; ask Postgres, if that is not known. Raises LaneLost.
+
+        A worker that was frozen finds answers from before, and only after them that the connection is gone.
+        """
+        if self._lost is not None or time.monotonic() - self._alive_at > _PROOF_SECONDS:
+            await self.submit(_PROOF, None)
 
     def abandon(self, reason: str) -> None:
         """Close the connection, and so give every lock back that it holds."""
@@ -181,9 +194,10 @@ class LaneConnection:
         *arguments: Any,  # noqa: ANN401 - as asyncpg
         limit_seconds: float = _STATEMENT_SECONDS,
     ) -> list[asyncpg.Record]:
+        sent = time.monotonic()
         try:
             async with answered_within(limit_seconds):
-                return await self.connection.fetch(text, *arguments)
+                records: list[asyncpg.Record] = await self.connection.fetch(text, *arguments)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
         except asyncpg.ReadOnlySQLTransactionError as error:
@@ -193,6 +207,8 @@ class LaneConnection:
             if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
             raise translated(error) from error
+        self._alive_at = sent
+        return records
 
     def _lose(self, reason: str) -> None:
         if self._lost is None:
@@ -201,6 +217,11 @@ class LaneConnection:
         for one in (*self._under_way, *waiting):
             _settle([one], [LaneLost(reason)])
         self._waiting.clear()
+
+
+_PROOF: Final = Statement[None, None](
+    name="ping", text=sql.PING, arguments=lambda _: (), results=lambda rows, _: [None] * len(rows)
+)
 
 
 def _as_many_as_fit(statement: Statement[Any, Any], submitted: Sequence[_Submitted]) -> int:

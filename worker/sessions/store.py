@@ -83,6 +83,10 @@ class ClaimedSession:
         """Record that the attempt did not cost this worker its life: it is not fruitless."""
         await self._lane.submit(statements.UNCOUNT_ATTEMPT, self.request.run_id)
 
+    async def still_held(self) -> None:
+        """Return if the session's lock was held a moment ago. Raises LaneLost if it is lost."""
+        await self._lane.prove_alive()
+
     async def record_steps(self, steps: Sequence[StepRecord]) -> None:
         """Record steps of the turn. Raises StatementRefused, and LaneLost, where the session's lock is lost."""
         row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))

@@ -45,6 +45,7 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, jour
     given = _given(claim, earlier)
     kept = Journal(
         claimed.record_steps if journal else None,
+        held=claimed.still_held,
         attempt=received.attempts,
         recorded=earlier.steps,
         context=given.as_json,
