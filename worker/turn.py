@@ -61,6 +61,7 @@ from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turns.company import Company, Place
 from worker.turns.ending import Ending
+from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.starts import begun_turn, counted_if_outlived, outlived, start_recorded
@@ -134,6 +135,13 @@ class TurnTaker:
 
     async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         """Return the answer, stored; or None, if the delivery died while there was none, and no result either."""
+        hold = Hold(self._sessions, received.request)
+        try:
+            return await self._answered_under(hold, received, executor)
+        finally:
+            await hold.release()
+
+    async def _answered_under(self, hold: Hold, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         request, tries = received.request, 0
         while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
@@ -149,7 +157,9 @@ class TurnTaker:
                         summarized=executor is not None and executor.summarizer is not None,
                     ) as claimed,
                 ):
-                    answer = await self._settled(claimed, received, executor)
+                    await hold.release()
+                    with hold.over(claimed):
+                        answer = await self._settled(claimed, received, executor)
                     self._kept.drop(request)
                     return answer
             except SessionBusyElsewhere:

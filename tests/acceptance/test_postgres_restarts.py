@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -124,9 +125,9 @@ class _Busy:
 
 
 @asynccontextmanager
-async def _busy(own: Settings, *, workers: int) -> AsyncIterator[_Busy]:
+async def _busy(own: Settings, *, workers: int, team_id: str = "steady") -> AsyncIterator[_Busy]:
     async with AsyncExitStack() as stack:
-        load = await stack.enter_async_context(Load(own, sessions_each=2))
+        load = await stack.enter_async_context(Load(own, sessions_each=2, team_id=team_id))
         crew = [await stack.enter_async_context(worker_on(own, teams=TEAMS, cwd=DATA)) for _ in range(workers)]
         for worker in crew:
             await worker.logged("worker_started")
@@ -157,6 +158,21 @@ async def test_under_load_each_request_is_stored_and_answered_once_and_in_order(
     assert mistakes == []
     if workers == 1:
         assert repeated == set(), "what was finished was committed, and not executed again"
+
+
+@pytest.mark.parametrize("happens", [_crashed, _restarted], ids=["crashed", "restarted"])
+async def test_no_worker_is_given_a_turn_that_another_is_still_at(
+    own: Settings, postgres: Server, happens: Callable[[Server], None]
+) -> None:
+    async with _busy(own, workers=2, team_id="paying") as busy:
+        for _ in range(3):
+            await asyncio.to_thread(happens, postgres)
+            await busy.load.flows(seconds=40)
+        await busy.load.finish()
+        mistakes = await _mistakes(own, busy.load)
+    assert mistakes == []
+    ends = {json.loads(answer.body)["status"] for answer in busy.load.answers}
+    assert ends == {"COMPLETED"}, "a step that another worker had begun would be uncertain"
 
 
 async def test_without_room_for_locks_turns_wait_and_none_fails(own: Settings, postgres: Server) -> None:

@@ -1,4 +1,4 @@
-"""What a fleet is kept busy with: the executors of `acceptance_teams`, and one that takes its time."""
+"""What a fleet is kept busy with: the executors of `acceptance_teams`, and some that take their time."""
 
 from __future__ import annotations
 
@@ -25,4 +25,15 @@ async def blocking(turn: Turn) -> Any:
     return turn.input
 
 
-everything = [*acceptance_teams.everything, steady, blocking]
+@executor("paying")
+async def paying(turn: Turn) -> Any:
+    """Take two steps that must not be made twice."""
+
+    async def pay() -> str:
+        await asyncio.sleep(0.3)
+        return "paid"
+
+    return [await turn.step("pay", pay), await turn.step("pay", pay)]
+
+
+everything = [*acceptance_teams.everything, steady, blocking, paying]

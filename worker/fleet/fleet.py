@@ -12,7 +12,8 @@ session's mailbox, waits for the lock, finds the finished run, and replies. Who 
     killed    its lane and its connection to RabbitMQ are gone at once: so are its membership and its consumers
     frozen    Postgres ends the lane after 15 s, RabbitMQ the consumers after about as long
     cut off   from RabbitMQ: it gives its membership up. From Postgres: its lane does not answer a ping, and it closes
-              its channels; Postgres ends its membership after 15 s at the latest
+              its channels; Postgres ends its membership after 15 s at the latest. Back again, it waits a moment: first
+              every worker takes the sessions again whose turns go on
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _POLL_SECONDS: Final = 1.0
 _UNREACHABLE_SECONDS: Final = 2.0
 """How long a worker that can't consume stays a member: a restarted broker is back sooner than partitions move."""
 _LEAVE_SECONDS: Final = 2.0
+_BACK_SECONDS: Final = 2.0
+"""How long a worker that was cut off from Postgres is back before it consumes anything more: by then all that were cut
+off with it have taken the sessions again whose turns go on (a lane is tried twice a second, a claim once), and nobody
+is given what another worker is still at."""
 _ANSWER_SECONDS: Final = 10.0
 """Past the lanes' lock_timeout, by which a statement that waits for somebody else's row has ended."""
 
@@ -70,7 +75,8 @@ class Fleet:
             self._changed.clear()
             await self._settle()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
+                back_in = self._back_in()
+                async with asyncio.timeout(min(back_in, _POLL_SECONDS) if back_in > 0 else _POLL_SECONDS):
                     await self._changed.wait()
 
     async def leave(self) -> None:
@@ -95,6 +101,10 @@ class Fleet:
             # Without a lane no request could be claimed, and without a membership the partitions are others'.
             self._give_up(str(error) or "Postgres does not answer")
 
+    def _back_in(self) -> float:
+        """Return in how many seconds more can be consumed, if Postgres was away."""
+        return self._sessions.connected_since + _BACK_SECONDS - time.monotonic()
+
     def _give_up(self, reason: str) -> None:
         if self._consumers.wanted:
             _log.warning("partitions_given_up", reason=reason)
@@ -109,7 +119,7 @@ class Fleet:
         if not queues and self._standing_by is not True:
             _log.info("worker_standing_by", reason="others have all partitions", members=self._membership.size)
         self._standing_by = not queues
-        self._consumers.want(queues)
+        self._consumers.want(queues if self._back_in() <= 0 else queues & self._consumers.wanted)
 
     def _can_consume(self) -> bool:
         if self._consumers.connected:

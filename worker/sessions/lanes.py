@@ -11,9 +11,10 @@ row never waits. A batch that Postgres refuses is halved until the bad row is al
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -40,7 +41,7 @@ _LARGEST_BATCH_BYTES: Final = 4 * 2**20
 _BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
 words (idle_session_timeout) and the end of the connection."""
-_RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+_RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5)
 
 _log = structlog.get_logger()
 
@@ -81,8 +82,20 @@ class LaneConnection:
     _work: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: list[_Submitted] = field(default_factory=list)
     _lost: str | None = None
+    _told_of_loss: set[Callable[[], None]] = field(default_factory=set)
     _alive_at: float = field(default_factory=time.monotonic)
     """When the last statement was sent that was answered: then, at least, Postgres had the connection and its locks."""
+
+    @contextmanager
+    def telling_of_loss(self, told: Callable[[], None]) -> Iterator[None]:
+        """Have `told` called when the connection is lost during the block, or was before."""
+        if self._lost is not None:
+            told()
+        self._told_of_loss.add(told)
+        try:
+            yield
+        finally:
+            self._told_of_loss.discard(told)
 
     async def submit(self, statement: Statement[Row, Result], row: Row) -> Result:
         """Run the statement for a row, together with whatever else waits for it, and return the row's result.
@@ -213,6 +226,8 @@ class LaneConnection:
     def _lose(self, reason: str) -> None:
         if self._lost is None:
             self._lost = reason
+            for told in tuple(self._told_of_loss):
+                told()
         waiting = [one for _, submitted in self._waiting.values() for one in submitted]
         for one in (*self._under_way, *waiting):
             _settle([one], [LaneLost(reason)])
@@ -253,6 +268,8 @@ class Lane:
         self._number = number
         self._current: LaneConnection | None = None
         self._listeners: dict[str, Callable[[], None]] = {}
+        self.connected_since = -math.inf
+        """By the monotonic clock, of a connection that followed a lost one."""
 
     @property
     def alive(self) -> bool:
@@ -281,6 +298,7 @@ class Lane:
         while True:
             if self._current is None:
                 self._current = LaneConnection(await self._reconnected())
+                self.connected_since = time.monotonic()
                 _log.info("lane_reconnected", lane=self._number)
             try:
                 await self._current.run()

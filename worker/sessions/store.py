@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -66,6 +66,10 @@ class ClaimedSession:
     def next_turn(self) -> int:
         """The number that this turn has if it is committed."""
         return 1 if self.claim.session is None else self.claim.session.turn_seq + 1
+
+    def telling_of_loss(self, told: Callable[[], None]) -> AbstractContextManager[None]:
+        """Have `told` called when the session's lock is lost during the block, or was before."""
+        return self._lane.telling_of_loss(told)
 
     async def count_attempt(self) -> int:
         """Record that the run is started, and return how often it was."""
@@ -176,6 +180,11 @@ class SessionStore:
     def alive(self) -> bool:
         """Whether every lane has a connection."""
         return all(lane.alive for lane in self._lanes)
+
+    @property
+    def connected_since(self) -> float:
+        """When the last lane had a connection again, by the monotonic clock; no time at all if none was ever lost."""
+        return max(lane.connected_since for lane in self._lanes)
 
     @property
     def has_room(self) -> bool:
