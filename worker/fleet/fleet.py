@@ -12,8 +12,8 @@ session's mailbox, waits for the lock, finds the finished run, and replies. Who 
     killed    its lane and its connection to RabbitMQ are gone at once: so are its membership and its consumers
     frozen    Postgres ends the lane after 15 s, RabbitMQ the consumers after about as long
     cut off   from RabbitMQ: it gives its membership up. From Postgres: its lane does not answer a ping, and it closes
-              its channels; Postgres ends its membership after 15 s at the latest. Back again, it waits a moment: first
-              every worker takes the sessions again whose turns go on
+              its channels; Postgres ends its membership after 15 s at the latest. Back again, it waits a moment before
+              it joins: first every worker takes the sessions again whose turns go on
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNREACHABLE_SECONDS: Final = 2.0
 """How long a worker that can't consume stays a member: a restarted broker is back sooner than partitions move."""
 _LEAVE_SECONDS: Final = 2.0
 _BACK_SECONDS: Final = 2.0
-"""How long a worker that was cut off from Postgres is back before it consumes anything more: by then all that were cut
+"""How long a worker that was cut off from Postgres is back before it takes part again: by then all that were cut
 off with it have taken the sessions again whose turns go on (a lane is tried twice a second, a claim once), and nobody
 is given what another worker is still at."""
 _ANSWER_SECONDS: Final = 10.0
@@ -88,21 +88,27 @@ class Fleet:
 
     async def _settle(self) -> None:
         try:
-            if self._can_consume():
-                # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
-                async with answered_within(_ANSWER_SECONDS):
-                    owned = await self._membership.owned()
-                self._sessions.lock_budget.share_with(self._membership.size)
-                self._consume(self._queues(owned))
-            else:
+            if not self._can_consume():
                 self._consumers.want(frozenset())
                 await self._membership.leave()
+            elif self._back_in() > 0:
+                # Not a member yet: nobody would consume what others gave to it. What it consumes it goes on with.
+                self._sessions.first_lane.connection()
+            else:
+                await self._take_share()
         except (StoreUnavailable, TimeoutError) as error:
             # Without a lane no request could be claimed, and without a membership the partitions are others'.
             self._give_up(str(error) or "Postgres does not answer")
 
+    async def _take_share(self) -> None:
+        # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
+        async with answered_within(_ANSWER_SECONDS):
+            owned = await self._membership.owned()
+        self._sessions.lock_budget.share_with(self._membership.size)
+        self._consume(self._queues(owned))
+
     def _back_in(self) -> float:
-        """Return in how many seconds more can be consumed, if Postgres was away."""
+        """Return in how many seconds the worker takes part again, if it was cut off from Postgres."""
         return self._sessions.connected_since + _BACK_SECONDS - time.monotonic()
 
     def _give_up(self, reason: str) -> None:
@@ -119,7 +125,7 @@ class Fleet:
         if not queues and self._standing_by is not True:
             _log.info("worker_standing_by", reason="others have all partitions", members=self._membership.size)
         self._standing_by = not queues
-        self._consumers.want(queues if self._back_in() <= 0 else queues & self._consumers.wanted)
+        self._consumers.want(queues)
 
     def _can_consume(self) -> bool:
         if self._consumers.connected:
