@@ -212,5 +212,7 @@ class Crew:
         elif code == _MISTAKE:
             self._tally.count("starts_without_a_server", place)
         else:
-            self._tally.count("ended_by_themselves", place)
-            self._say(f"{place} ended by itself after {seconds:.0f} s with code {code}")
+            lines = place.log.read_text(errors="replace").splitlines() if place.log else []
+            last = lines[-1] if lines else "it has said nothing"
+            self._tally.count("ended_by_themselves", f"{place}: {last}")
+            self._say(f"{place} ended by itself after {seconds:.0f} s with code {code}: {last}")
