@@ -45,6 +45,11 @@ class ErrorCode(StrEnum):
     REPLY_TO_FORBIDDEN = "reply_to_forbidden"
     """The queue named in `reply_to` is not one that a reply may go to: the reply went to the results."""
 
+    # A run that has an answer; its status is COMPLETED, and the answer is stored.
+    REPLY_TOO_LARGE = "reply_too_large"
+    """The reply would be larger than 15 MiB, or than RabbitMQ is set to take: its `content` is null, and so is that of
+    each of its `member_responses` where need be. The message says where the answer is stored."""
+
     # A run that failed; ERROR, stored.
     TURN_TIMEOUT = "turn_timeout"
     """The turn ran longer than TEAMTURN_TURN_TIMEOUT, or than the team's own time-out."""

@@ -98,7 +98,7 @@ class RunReply(BaseModel):
     metrics: RunMetrics = Field(default_factory=RunMetrics)
     """What the run took."""
     error: RunError | None = None
-    """Why it failed or was refused; null if it was not."""
+    """Why it failed or was refused, or why a COMPLETED one comes without its answer; else null."""
     created_at: int
     """When the run was begun: unix seconds."""
     completed_at: int

@@ -12,6 +12,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import (
     CONNECTION_EXCEPTIONS,
+    AMQPError,
     AuthenticationError,
     ChannelInvalidStateError,
     ProbableAuthenticationError,
@@ -30,6 +31,8 @@ _HEARTBEAT_SECONDS: Final = "5"
 """A frozen consumer kept its queue for 180 s with the default heartbeat, for 14 s with this one (measured)."""
 
 BROKER_ERRORS: Final = (*CONNECTION_EXCEPTIONS, ChannelInvalidStateError, asyncio.TimeoutError)
+_LOSSES: Final = (AMQPError, ConnectionError, ChannelInvalidStateError)
+"""Of those, what nothing but a connection to RabbitMQ raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,22 @@ class BrokerConnection:
 
     amqp: AbstractConnection
     lost: asyncio.Event
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes nothing that is published over it, for an alarm: memory or disk is short."""
+        transport = self.amqp.transport
+        if transport is None or self.lost.is_set():
+            return False
+        # aiormq has only a coroutine that waits for the end of it: the first step of which shows whether it has to.
+        waiting = transport.connection.ready()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        finally:
+            waiting.close()
+        return True
 
     async def close(self) -> None:
         """Close it, within a limit."""
@@ -57,7 +76,7 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     address = URL(url.get_secret_value())
     if "heartbeat" not in address.query:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
-    where = f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+    where = host_and_port(url)
     try:
         with strays_told():
             connection = await aio_pika.connect(
@@ -80,12 +99,23 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     return BrokerConnection(connection, lost)
 
 
+def host_and_port(url: SecretStr) -> str:
+    """Return where a URL leads, for people."""
+    address = URL(url.get_secret_value())
+    return f"{address.host}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+
+
 @asynccontextmanager
 async def connected(url: SecretStr, *, name: str) -> AsyncIterator[BrokerConnection]:
-    """Open a connection for the block, and close it after it."""
+    """Open a connection for the block, and close it after it.
+
+    Raises BrokerUnavailable also for one that is lost within the block.
+    """
     connection = await connect(url, name=name)
     try:
         yield connection
+    except _LOSSES as error:
+        raise BrokerUnavailable(f"the connection to RabbitMQ was lost ({_reason(error)})") from error
     finally:
         await connection.close()
 

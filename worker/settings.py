@@ -14,12 +14,20 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from worker.errors import StartupError
 
 ENV_PREFIX: Final = "TEAMTURN_"
+SUPERVISED: Final = "TEAMTURN_SUPERVISED"
+"""Set for the workers of a supervisor, to a file descriptor by which they say that they have started. Their standard
+input is the supervisor's sign of life."""
+PROCESS_NUMBER: Final = "TEAMTURN_PROCESS_NUMBER"
+"""Set for them as well: which of its workers it is, from 1."""
+SUPERVISORS_OWN: Final = frozenset({SUPERVISED, PROCESS_NUMBER})
 
 
 def _amqp_url(value: SecretStr) -> SecretStr:
     if not re.match(r"amqps?://[^\s]+$", value.get_secret_value()):
         raise ValueError("it must look like amqp://user:password@host:5672/ (amqps:// for TLS)")
     _check_parts(value.get_secret_value())
+    if len(hosts_of(value.get_secret_value())) > 1:
+        raise ValueError("it must name one server")
     return value
 
 
@@ -27,7 +35,7 @@ def _check_parts(url: str) -> None:
     """Raise ValueError, without any part of the URL, where a password's characters have split it wrongly."""
     try:
         parts = urlsplit(url)
-        wrong = parts.port == 0 or bool(parts.fragment)
+        wrong = any(port == 0 for _, port in hosts_of(url)) or bool(parts.fragment)
     except ValueError:
         wrong = True
     if wrong:
@@ -35,6 +43,15 @@ def _check_parts(url: str) -> None:
             "its port is no number from 1 to 65535, or its user or password has a character that must be "
             "percent-encoded (/ is %2F, # is %23, ? is %3F, @ is %40)"
         )
+
+
+def hosts_of(url: str) -> list[tuple[str | None, int | None]]:
+    """Return the hosts of a URL and their ports: of Postgres it can name several, the stand-bys behind the primary.
+
+    Raises ValueError for a port that is none.
+    """
+    servers = (urlsplit(f"//{server}") for server in urlsplit(url).netloc.rpartition("@")[2].split(","))
+    return [(server.hostname, server.port) for server in servers]
 
 
 def _postgres_url(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds
@@ -79,6 +96,7 @@ class Settings(BaseSettings):
     drain_timeout: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
+    http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
 
     @property
     def turn_limit(self) -> timedelta:
@@ -99,7 +117,5 @@ class Settings(BaseSettings):
     @classmethod
     def without_effect(cls, environment: Mapping[str, str]) -> list[str]:
         """Return the variables that look like settings and are none: a typing mistake, or another version's."""
-        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields} | {f"{ENV_PREFIX}SUPERVISED"}
-        if environment.get(f"{ENV_PREFIX}HTTP_PORT") == "0":
-            known.add(f"{ENV_PREFIX}HTTP_PORT")  # off is what it is
+        known = {f"{ENV_PREFIX}{name.upper()}" for name in cls.model_fields} | SUPERVISORS_OWN
         return sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)

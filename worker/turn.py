@@ -41,43 +41,35 @@ import structlog
 from pydantic_core import from_json
 from structlog.contextvars import bound_contextvars
 
-from schemas.errors import ErrorCode
 from schemas.replies import RunReply, RunStatus
-from worker.company import Company
 from worker.decide import Execute, Refuse, Replay, decide
 from worker.errors import (
-    AttemptsExhausted,
     ClaimOutdated,
-    InvalidResult,
     LaneLost,
     RequestRefused,
     SessionBusyElsewhere,
-    SessionDeleted,
-    StatementRefused,
     StoreUnavailable,
 )
-from worker.executors.attempt import Outcome, attempt, failed, new_turn
+from worker.executors.attempt import Outcome, attempt
 from worker.executors.registry import Executors
-from worker.executors.turn import Executor, Turn, TurnContext, Usage
+from worker.executors.turn import Executor, Turn
 from worker.intake.delivery import Delivery, RequestDelivery
-from worker.intake.forwarding import ATTEMPTS_HEADER, STEPS_HEADER, TOKENS_HEADER
-from worker.kept_results import KeptResult, KeptResults
-from worker.replies.answers import Timing, body_of, finished, rejected
+from worker.replies.answers import Timing
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
-from worker.sessions.stored_runs import FinishedTurn
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
-from worker.starts import begun_turn, counted_if_outlived, finished_steps, outlived, start_recorded
+from worker.turns.company import Company, Place
+from worker.turns.ending import Ending
+from worker.turns.hold import Hold
+from worker.turns.kept_results import KeptResult, KeptResults
+from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
+from worker.turns.starts import begun_turn, counted_if_outlived, outlived, start_recorded
 
-_LARGEST_REPLY_BYTES: Final = 15 * 2**20
-"""RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _TOLD_EVERY_TRIES: Final = 60
 """Postgres may be away for long."""
-
-_ALONE_AFTER_FRUITLESS: Final = 2
 
 Bury = Callable[[Delivery, RequestRefused, dict[str, Any]], Awaitable[None]]
 """Keep a copy of a delivery with the dead letters, with headers beside those that say why, until it is confirmed."""
@@ -91,7 +83,7 @@ class _Answer:
 
     body: bytes
     of_turn: bool
-    exhausted: RunReply | None = None
+    given_up: RunReply | None = None
     """The reply, where the request is to be kept with the dead letters."""
 
 
@@ -114,9 +106,8 @@ class TurnTaker:
         self._replies = replies
         self._bury = bury
         self._limit = settings.turn_limit
-        self._max_attempts = settings.max_attempts
-        # The last attempt at least: what dies with another is then never called poison for it.
-        self._alone_from = max(1, min(_ALONE_AFTER_FRUITLESS, settings.max_attempts - 1))
+        self._ending = Ending(settings.db_schema)
+        self._poison = PoisonRules(settings.max_attempts)
         self._company = Company()
         self._kept = KeptResults()
         self._slots = asyncio.Semaphore(settings.max_concurrent_turns)
@@ -132,8 +123,9 @@ class TurnTaker:
             if answer is not None:
                 # Not for a refusal: the session may be somebody else's.
                 summarized = executor if answer.of_turn else None
-                if answer.exhausted is not None:
-                    await self._keep_with_the_dead(received.delivery, answer.exhausted)
+                if (reply := answer.given_up) is not None and reply.error is not None:
+                    why = RequestRefused(reply.error.code, reply.error.message)
+                    await self._bury(received.delivery, why, spent_headers(reply))
                 then = partial(self._want_summary, request.session_id, summarized)
                 self._replies.send(answer.body, received, then=then)
 
@@ -143,6 +135,13 @@ class TurnTaker:
 
     async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         """Return the answer, stored; or None, if the delivery died while there was none, and no result either."""
+        hold = Hold(self._sessions, received.request)
+        try:
+            return await self._answered_under(hold, received, executor)
+        finally:
+            await hold.release()
+
+    async def _answered_under(self, hold: Hold, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         request, tries = received.request, 0
         while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
@@ -158,7 +157,9 @@ class TurnTaker:
                         summarized=executor is not None and executor.summarizer is not None,
                     ) as claimed,
                 ):
-                    answer = await self._settled(claimed, received, executor)
+                    await hold.release()
+                    with hold.over(claimed):
+                        answer = await self._settled(claimed, received, executor)
                     self._kept.drop(request)
                     return answer
             except SessionBusyElsewhere:
@@ -184,7 +185,7 @@ class TurnTaker:
             return None  # given away while it waited for a slot or for its claim
         match decide(
             claimed.request,
-            kept.seen_in(claimed.claim) if isinstance(kept, KeptResult) else claimed.claim,
+            claimed.claim if kept is None else kept.seen_in(claimed.claim),
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
         ):
@@ -192,138 +193,58 @@ class TurnTaker:
                 _log.info("turn_replayed")
                 return _replayed(reply, received.delivery)
             case Refuse() as refusal:
-                return _Answer(await self._refused(claimed, received, refusal), of_turn=False)
+                body = await self._ending.refused(claimed, refusal, received.delivery.published)
+                return _Answer(body, of_turn=False)
             case Execute() if executor is not None:
+                if isinstance(kept, KeptResult):
+                    as_it_was = replace(claimed, claim=kept.claim)
+                    return await self._stored(as_it_was, executor, kept.turn, kept.outcome, timing=kept.timing)
                 if kept is not None and kept.is_newest_in(claimed.claim):
-                    if isinstance(kept, KeptResult):
-                        as_it_was = replace(claimed, claim=kept.claim)
-                        return await self._stored(as_it_was, executor, kept.turn, kept.outcome, kept.timing)
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
                 return await self._executed(claimed, received, executor) if received.alive else None
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
 
-    async def _refused(self, claimed: ClaimedSession, received: RequestDelivery, refusal: Refuse) -> bytes:
-        _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
-        # What is not stored is made again for a redelivery: from the message alone, not from the clock.
-        now = time.time() if refusal.stored else received.delivery.published or 0.0
-        reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
-        body = body_of(reply)
-        if refusal.stored:
-            await claimed.keep_answer(reply, body)
-        return body
-
     async def _executed(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor) -> _Answer:
         """Take the turn and commit it. Users' code can't make this raise; only the database can."""
-        request, claim = claimed.request, claimed.claim
         started = time.time()
-        fruitless = claim.fruitless - received.outlived
-        if fruitless >= self._max_attempts:
-            turn, outcome = await self._given_up(claimed)
+        fruitless = claimed.claim.fruitless - received.outlived
+        if self._poison.give_up(fruitless):
+            turn, outcome = await given_up(claimed)
         else:
-            alone = fruitless >= self._alone_from
-            async with self._company.joined(alone=alone) as place:
-                again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
-                turn = await begun_turn(claimed, received, executor)
-                turn.steps.journal.recorded_first = place.share
-                with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
-                    async with start_recorded(claimed, turn, already=again):
-                        outcome = await attempt(
-                            executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
-                        )
+            async with self._company.joined(alone=self._poison.run_alone(fruitless)) as place:
+                turn, outcome = await self._attempted(claimed, received, executor, place)
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
         try:
             with counted_if_outlived(received, turn):
-                return await self._stored(claimed, executor, turn, outcome, timing)
+                return await self._stored(claimed, executor, turn, outcome, timing=timing)
         except LaneLost:
-            self._kept.keep(request, KeptResult(claim, turn, outcome, timing))
+            self._kept.keep(claimed.request, KeptResult(claimed.claim, turn, outcome, timing))
             raise
 
-    async def _given_up(self, claimed: ClaimedSession) -> tuple[Turn, Outcome]:
-        """Return the turn of a request that is taken for what kills its workers, without executing it."""
-        claim = claimed.claim
-        steps = finished_steps(await claimed.begin_attempt())
-        turn = new_turn(claimed.request, claim.session, TurnContext(claim.database_time), attempt=claim.attempts)
-        turn.usage = Usage(
-            input_tokens=sum(step.input_tokens for step in steps),
-            output_tokens=sum(step.output_tokens for step in steps),
-            model_requests=sum("model.request#" in step.key for step in steps),
-            tool_calls=sum("tool:" in step.key for step in steps),
-        )
-        message = f"{claim.fruitless} of {claim.attempts} attempts came to nothing: their workers died"
-        return turn, failed(AttemptsExhausted(message))
+    async def _attempted(
+        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor, place: Place
+    ) -> tuple[Turn, Outcome]:
+        request, claim = claimed.request, claimed.claim
+        again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
+        turn = await begun_turn(claimed, received, executor)
+        turn.steps.journal.recorded_first = place.share
+        with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
+            async with start_recorded(claimed, turn, already=again):
+                outcome = await attempt(
+                    executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
+                )
+        return turn, outcome
 
     async def _stored(
-        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, timing: Timing
+        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
     ) -> _Answer:
-        """Commit a turn that was taken, and return its answer."""
-        request, claim = claimed.request, claimed.claim
-        try:
-            reply, body = await self._committed(claimed, executor, turn, outcome, timing)
-        except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-            # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
-            _log.error("result_refused", reason=str(error), exc_info=error)
-            turn = new_turn(request, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
-            unstorable = failed(InvalidResult("the result can't be stored"))
-            reply = finished(request, turn, unstorable, number=None, timing=timing)
-            body = body_of(reply)
-            await claimed.keep_answer(reply, body)
-        _log.info(
-            "turn_finished",
-            target=str(request.target),
-            status=reply.status.value,
-            code=reply.error.code.value if reply.error else None,
-            turn=reply.turn,
-            **reply.metrics.model_dump(),
-        )
-        return _Answer(body, of_turn=True, exhausted=reply if _is_exhausted(reply) else None)
-
-    async def _keep_with_the_dead(self, delivery: Delivery, reply: RunReply) -> None:
-        assert reply.error is not None  # noqa: S101 - for the type checker: it is why
-        spent = {
-            ATTEMPTS_HEADER: reply.attempt,
-            STEPS_HEADER: reply.metrics.model_requests + reply.metrics.tool_calls,
-            TOKENS_HEADER: reply.metrics.total_tokens,
-        }
-        await self._bury(delivery, RequestRefused(reply.error.code, reply.error.message), spent)
-
-    async def _committed(
-        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, timing: Timing
-    ) -> tuple[RunReply, bytes]:
-        reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
-        body = body_of(reply)
-        if len(body) > _LARGEST_REPLY_BYTES:
-            outcome = failed(InvalidResult(f"the reply has {len(body)} bytes; the limit is {_LARGEST_REPLY_BYTES}"))
-            turn.member_runs.clear()
-            reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
-            body = body_of(reply)
-        left = FinishedTurn(
-            name=executor.name,
-            model_name=executor.model_name,
-            session_state=outcome.session_state,
-            session_name=outcome.session_name,
-            messages=tuple(turn.messages),
-            member_runs=tuple(turn.member_runs),
-            step_results=tuple(turn.step_results),
-            details=turn.details,
-        )
-        try:
-            await claimed.commit(reply, body, left)
-        except SessionDeleted as error:
-            reply = finished(claimed.request, turn, failed(error), number=None, timing=timing)
-            body = body_of(reply)
-            await claimed.keep_answer(reply, body)
-        return reply, body
+        reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
+        return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
 
 def _replayed(body: bytes, delivery: Delivery) -> _Answer:
     """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
-    status = from_json(body)["status"]
-    reply = RunReply.model_validate_json(body) if status == RunStatus.ERROR and delivery.redelivered else None
-    exhausted = reply if reply is not None and _is_exhausted(reply) else None
-    return _Answer(body, of_turn=status != RunStatus.REJECTED, exhausted=exhausted)
-
-
-def _is_exhausted(reply: RunReply) -> bool:
-    return reply.error is not None and reply.error.code is ErrorCode.ATTEMPTS_EXHAUSTED
+    before = given_up_before(body) if delivery.redelivered else None
+    return _Answer(body, of_turn=from_json(body)["status"] != RunStatus.REJECTED, given_up=before)

@@ -11,8 +11,7 @@ from typing import TypeVar
 import structlog
 
 import sql
-from worker.broker import CLOSE_LIMIT_SECONDS
-from worker.broker import connect as connect_broker
+from worker.broker import CLOSE_LIMIT_SECONDS, connected
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
@@ -23,11 +22,12 @@ from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.operations.health import Condition
 from worker.replies.direct import DirectReplies
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
-from worker.sessions.database import application_name, connect
+from worker.sessions.database import DRIVER_ERRORS, application_name, connect
 from worker.sessions.migrations import migrate, require_current
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
@@ -46,12 +46,26 @@ class Worker:
     mailboxes: Mailboxes
     replies: RepliesInOrder
     summaries: Summaries
+    sessions: SessionStore
+    publishers: tuple[Publisher, ...]
     consumers: Consumers
     fleet: Fleet
     consuming: tuple[asyncio.Task[None], ...]
     """The tasks that bring requests in; the first to end when the worker drains."""
     background: tuple[asyncio.Task[None], ...]
     settings: Settings
+
+    def condition(self) -> Condition:
+        """Return how it is now."""
+        consumers = self.consumers
+        return Condition(
+            lanes=self.sessions.alive,
+            room=self.sessions.has_room,
+            broker=consumers.connected,
+            publishing=not any(publisher.blocked for publisher in self.publishers),
+            consuming=bool(consumers.wanted) and consumers.consuming == consumers.wanted,
+            standing_by=self.fleet.standing_by,
+        )
 
     async def failed(self) -> None:
         """Wait until something that must run for ever has ended, and raise what it ended with."""
@@ -84,7 +98,7 @@ class Worker:
 async def running_worker(settings: Settings, executors: Executors, *, migrating: bool) -> AsyncIterator[Worker]:
     """Build and start a worker for the block. Raises StartupError for whatever an operator must mend first."""
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
-    locks = await _prepare(settings, topology, migrating=migrating)
+    locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
         results = Publisher(settings.amqp_url, topology, name=application_name("results"))
@@ -104,6 +118,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             topology,
             ReplyAddresses(settings.prefix, settings.reply_to_pattern),
             largest_bytes=settings.max_request_bytes,
+            schema=settings.db_schema,
         )
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
@@ -135,13 +150,24 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         stack.push_async_callback(mailboxes.stop)
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
-        yield Worker(mailboxes, answers, summaries, consumers, fleet, (consuming, following), background, settings)
+        yield Worker(
+            mailboxes=mailboxes,
+            replies=answers,
+            summaries=summaries,
+            sessions=sessions,
+            publishers=(results, addressed, forwarding),
+            consumers=consumers,
+            fleet=fleet,
+            consuming=(consuming, following),
+            background=background,
+            settings=settings,
+        )
 
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:
     """See that schema, fleet settings and topology are as this worker needs them; return how many locks there are."""
-    database = await _as_startup(
-        connect(settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True)
+    database = await connect(
+        settings.postgres_url, settings.db_schema, application=application_name("start"), writes=True
     )
     try:
         if migrating:
@@ -149,16 +175,15 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         await require_current(database, settings.db_schema)
         first_start = await agree(database, settings)
         locks = int(await database.fetchval(sql.LOCK_TABLE))
+    except DRIVER_ERRORS as error:
+        raise StoreUnavailable(f"the connection to Postgres was lost ({error})") from error
     finally:
         await database.close()
-    broker = await _as_startup(connect_broker(settings.amqp_url, name=application_name("start")))
-    try:
+    async with connected(settings.amqp_url, name=application_name("start")) as broker:
         if first_start:
             # Postgres is new to the prefix, RabbitMQ may not be.
             await check_partitions(broker.amqp, topology)
         await apply(broker.amqp, topology)
-    finally:
-        await broker.close()
     return locks
 
 

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMANDS = [
     *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask"),
-    *("sessions", "sessions list", "sessions show"),
+    *("sessions", "sessions list", "sessions show", "doctor"),
+    *("dead", "dead list", "dead show", "dead replay", "dead drop"),
 ]
 COMPLETED, FAILED, MISTAKE = 0, 1, 2
 WIDTH = 80
@@ -112,7 +113,7 @@ async def test_help_says_what_a_command_does_in_80_columns(helps: dict[str, Ende
 async def test_help_names_every_command_with_a_line_that_is_not_cut_off(helps: dict[str, Ended]) -> None:
     _, out, _ = helps[""]
     listed = out.partition("Commands:")[2]
-    for command in ("worker", "migrate", "ask", "topology", "sessions"):
+    for command in ("worker", "migrate", "ask", "topology", "sessions", "dead", "doctor"):
         assert f"  {command} " in listed
     assert "..." not in listed
 

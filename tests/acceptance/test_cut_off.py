@@ -145,4 +145,5 @@ def test_what_is_noticed_at_once_is_consumed_again_soon(story: Story) -> None:
 
 @pytest.mark.parametrize("story", OF_ONE_WORKER, indirect=True)
 def test_the_other_worker_s_partitions_go_on(story: Story) -> None:
+    print(f"longest pauses by partition: {story.others}")
     assert max(story.others.values()) < OTHERS_SECONDS

@@ -17,6 +17,8 @@ from yarl import URL
 
 from tests.acceptance.stage import DATA, QUICKER, TEAMS, database_of_its_own, two_at_a_time, worker_on
 from tests.support.broker import TestBroker
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
 from tests.support.workers import ROOT, environment_of, run_command, run_console_script
 from worker.sandbox import Sandbox
 from worker.settings import Settings
@@ -310,3 +312,38 @@ async def test_a_module_of_that_name_in_the_working_directory_hides_nothing(sett
     code, out, err = await run_console_script("--help", environment=right_environment(settings), cwd=tmp_path)
     assert (code, err) == (0, "")
     assert "worker" in out
+
+
+async def test_a_rabbitmq_that_goes_away_during_the_start_is_one_line(settings: Settings, broker: TestBroker) -> None:
+    async with Proxy(settings.amqp_url.get_secret_value()) as line:
+        cut = settings.model_copy(update={"amqp_url": SecretStr(line.url)})
+        starting = asyncio.create_task(the_line(cut, TEAMTURN_PARTITIONS="256"))
+        await eventually(lambda: _is_declared(broker, "dead"))
+        line.cut()
+        assert "the connection to RabbitMQ was lost" in await starting
+    await broker.delete_everything(256)
+
+
+async def _is_declared(broker: TestBroker, queue: str) -> bool:
+    try:
+        await broker.depth(queue)
+    except aio_pika.exceptions.ChannelClosed:
+        return False
+    return True
+
+
+async def test_a_postgres_that_goes_away_during_the_start_is_one_line(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    async with Proxy(settings.postgres_url.get_secret_value()) as line, database.transaction():
+        await database.execute("lock table ai.fleet_settings")
+        cut = settings.model_copy(update={"postgres_url": SecretStr(line.url)})
+        starting = asyncio.create_task(the_line(cut))
+        await eventually(lambda: _somebody_waits(database))
+        line.cut()
+        assert "the connection to Postgres was lost" in await starting
+
+
+async def _somebody_waits(database: asyncpg.Connection) -> bool:
+    waiting = "select count(*) from pg_locks where not granted and relation = 'ai.fleet_settings'::regclass"
+    return bool(await database.fetchval(waiting))

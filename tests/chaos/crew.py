@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from typing_extensions import override
 
+from tests.chaos.evidence import Freeze
 from tests.chaos.lines import Line
 from tests.chaos.tally import Tally
 from tests.support.waiting import eventually
@@ -42,13 +43,19 @@ class Place:
     postgres: Line
     process: Process | None = None
     asked_to_end: bool = False
-    frozen: bool = False
+    frozen_at: float | None = None
+    """Since when it is frozen, if it is: unix seconds."""
     log: Path | None = None
     """What the worker logs to."""
 
     @override
     def __str__(self) -> str:
         return f"worker {self.process.pid if self.process else '-'} in {self.log.name if self.log else '-'}"
+
+    @property
+    def lines(self) -> dict[str, Line]:
+        """Its lines, by the server."""
+        return {"amqp": self.amqp, "postgres": self.postgres}
 
     @property
     def pid(self) -> int | None:
@@ -79,6 +86,8 @@ class Crew:
         self._number = places
         self._stopping = False
         self.places: list[Place] = []
+        self.freezes: list[Freeze] = []
+        """Those that have ended, and not with the worker's death."""
         self.started = 0
         """How many workers there were so far."""
 
@@ -110,7 +119,7 @@ class Crew:
 
     def any_place(self, rng: random.Random) -> Place | None:
         """A place with a worker that is not frozen, by chance; None if there is none just now."""
-        return rng.choice([place for place in self.places if place.pid and not place.frozen] or [None])
+        return rng.choice([place for place in self.places if place.pid and place.frozen_at is None] or [None])
 
     def place_of(self, pid: int) -> Place | None:
         """The place of a worker, if that is still there."""
@@ -129,12 +138,15 @@ class Crew:
 
     def freeze(self, place: Place) -> None:
         """SIGSTOP, until it is thawed or killed."""
-        place.frozen = self._signal(place, signal.SIGSTOP)
+        if self._signal(place, signal.SIGSTOP):
+            place.frozen_at = time.time()
 
     def thaw(self, place: Place) -> None:
         """SIGCONT."""
-        self._signal(place, signal.SIGCONT)
-        place.frozen = False
+        if place.frozen_at is not None and place.pid is not None:
+            self.freezes.append(Freeze(place.pid, place.frozen_at, time.time()))
+            self._signal(place, signal.SIGCONT)
+        place.frozen_at = None
 
     def thaw_all(self) -> None:
         """Have every worker and every line go on as usual."""
@@ -183,7 +195,7 @@ class Crew:
                 start_new_session=True,
             )
         self._reaper.watch_process(process.pid, signal.SIGKILL)
-        place.asked_to_end = place.frozen = False
+        place.asked_to_end, place.frozen_at = False, None
         place.process, place.log = process, log
         began = time.monotonic()
         if self._stopping:
@@ -200,5 +212,7 @@ class Crew:
         elif code == _MISTAKE:
             self._tally.count("starts_without_a_server", place)
         else:
-            self._tally.count("ended_by_themselves", place)
-            self._say(f"{place} ended by itself after {seconds:.0f} s with code {code}")
+            lines = place.log.read_text(errors="replace").splitlines() if place.log else []
+            last = lines[-1] if lines else "it has said nothing"
+            self._tally.count("ended_by_themselves", f"{place}: {last}")
+            self._say(f"{place} ended by itself after {seconds:.0f} s with code {code}: {last}")

@@ -30,6 +30,15 @@ class Call:
     """Whether it was held back."""
 
 
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """A worker did nothing from then to then, and has gone on: unix seconds."""
+
+    worker: int
+    began: float
+    ended: float
+
+
 @dataclass(frozen=True)
 class Evidence:
     """All of it, once every fault is over and nothing moves any more."""
@@ -40,6 +49,8 @@ class Evidence:
     """By the consumer: every one, in order, repeated ones too."""
     calls: Sequence[Call] = ()
     """By the model stub."""
+    freezes: Sequence[Freeze] = ()
+    """By who has frozen and thawed them."""
     stored: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """By Postgres: of each session the runs, in the order of `run_index`; members' runs are not among them."""
     stored_times: Mapping[str, int] = field(default_factory=dict)

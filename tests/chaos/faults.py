@@ -108,10 +108,11 @@ async def _restart_postgres(scene: Scene, rng: random.Random) -> None:
 
 async def _cut(scene: Scene, rng: random.Random) -> None:
     """Cut one connection of a worker."""
-    if (place := scene.any_place(rng)) is not None:
-        name = rng.choice(("amqp", "postgres"))
-        if getattr(place, name).cut_one(rng):
-            scene.tally.count(Fault.CUT, f"{name} of {place}")
+    lines = {f"{place}: {name}": line for place in scene.crew.places for name, line in place.lines.items()}
+    if connected := [name for name, line in lines.items() if line.connections]:
+        name = rng.choice(connected)
+        lines[name].cut_one(rng)
+        scene.tally.count(Fault.CUT, name)
 
 
 async def _cut_producer(scene: Scene, rng: random.Random) -> None:

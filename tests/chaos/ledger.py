@@ -42,6 +42,7 @@ async def gather(scene: Scene) -> Evidence:
         published=scene.load.published(),
         replies=scene.load.replies,
         calls=scene.stub.calls,
+        freezes=scene.crew.freezes,
         stored={row["session_id"]: list(row["runs"]) for row in stored},
         stored_times={row["run_id"]: row["times"] for row in times},
         receipts={row["run_id"]: bytes(row["reply"]) for row in receipts},

@@ -41,7 +41,7 @@ create trigger chaos_note_receipt after insert on ai.receipts for each row execu
 
 create function chaos.note_step() returns trigger language plpgsql as $$
 begin
-    if new.state <> 'started' then
+    if new.state in ('done', 'failed') then
         insert into chaos.recorded values (new.run_id, new.key, clock_timestamp()) on conflict do nothing;
     end if;
     return null;

@@ -97,9 +97,10 @@ class Line:
 
     def cut_one(self, rng: random.Random) -> bool:
         """Cut one of the connections, if there is any."""
-        if self.connections:
-            rng.choice(self.connections).cut()
-        return bool(self.connections)
+        if not self.connections:
+            return False
+        rng.choice(self.connections).cut()
+        return True
 
     @contextmanager
     def holding(self, name: bytes = b"") -> Iterator[Hold]:

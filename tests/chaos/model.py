@@ -16,7 +16,7 @@ from tests.chaos.script import Order, answer_of, seconds_of, step_of
 from tests.support.model_server import Answer, ModelServer, Waits
 from tests.support.model_wire import Asked
 
-HOLD_SECONDS: Final = 25.0
+HOLD_SECONDS: Final = 12.0
 """A held call that nobody lets go on is answered then."""
 
 

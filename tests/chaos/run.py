@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tests.chaos.checks import Violation, error_codes, violations
+from tests.chaos.checks import Violation, calls_of_thawed_workers, error_codes, violations
 from tests.chaos.evidence import Evidence
 from tests.chaos.faults import run_schedule
 from tests.chaos.ledger import gather
@@ -50,6 +50,7 @@ class Verdict:
             **{name: tally.get(name, 0) for name in named},
             "seconds": round(self.seconds),
             **{name: counts[name] for name in more},
+            "calls_of_thawed_workers": calls_of_thawed_workers(self.evidence),
             "seed": self.plan.seed,
             "sessions": len(self.evidence.published),
             "errors": error_codes(self.evidence),

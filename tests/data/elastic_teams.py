@@ -1,9 +1,10 @@
-"""What a fleet is kept busy with: the executors of `acceptance_teams`, and one that takes its time."""
+"""What a fleet is kept busy with: the executors of `acceptance_teams`, and some that take their time."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 from teamturn import Turn, executor
@@ -17,4 +18,22 @@ async def steady(turn: Turn) -> Any:
     return turn.input
 
 
-everything = [*acceptance_teams.everything, steady]
+@executor("blocking")
+async def blocking(turn: Turn) -> Any:
+    """Keep the event loop for so many seconds, as careless code does."""
+    time.sleep(float(turn.input))  # noqa: ASYNC251 - that is what it is for
+    return turn.input
+
+
+@executor("paying")
+async def paying(turn: Turn) -> Any:
+    """Take two steps that must not be made twice."""
+
+    async def pay() -> str:
+        await asyncio.sleep(0.3)
+        return "paid"
+
+    return [await turn.step("pay", pay), await turn.step("pay", pay)]
+
+
+everything = [*acceptance_teams.everything, steady, blocking, paying]

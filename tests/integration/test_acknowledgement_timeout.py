@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from pydantic import SecretStr
@@ -18,6 +19,7 @@ from tests.support.broker import TestBroker
 from tests.support.fleet import Gate, echo
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
+from worker.intake.partitions import Consumers
 from worker.sandbox import ways
 from worker.sandbox.rabbitmq import RabbitmqNode
 from worker.sandbox.site import Site
@@ -48,6 +50,28 @@ async def impatient(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Asyn
         yield settings.model_copy(update={"amqp_url": SecretStr(rabbitmq.url), "partitions": 1})
     finally:
         await asyncio.to_thread(site.close)
+
+
+async def test_a_turn_that_would_outlast_it_does_not_meet_it_nor_do_those_behind_it(
+    settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.wiring.Consumers", partial(Consumers, longest_held_seconds=0.5))
+    gate = Gate()
+    with capture_logs() as logged:
+
+        def reopened() -> int:
+            return sum(1 for event in logged if event["event"] == "channel_reopened")
+
+        async with worker_of(settings, gate.executor, echo):
+            asked = [await broker.ask("s1", str(number), team_id="gate") for number in range(6)]
+            await eventually(lambda: reopened() >= TIMES)
+            await broker.reply(await broker.ask("s2"))
+            gate.open.set()
+            await broker.replies_of(asked)
+    answered = [reply.message_id for reply in broker.replies if reply.message_id in set(asked)]
+    assert answered == asked, "each once, in order"
+    assert Counter(gate.started) == Counter(asked)
+    assert [event for event in logged if event["event"] == "channel_lost"] == []
 
 
 async def test_a_turn_that_outlasts_it_is_taken_once_and_those_behind_it_keep_their_order(impatient: Settings) -> None:

@@ -324,6 +324,7 @@ async def test_a_worker_of_before_the_last_migration_is_served_as_before(
     async with store_of(settings) as store:
         for number in range(5):
             await take(store, f"r{number}")
+    await eventually(lambda: _no_session_is_locked(database))
     asked = [{"position": 0, "run_id": "new", "session_id": "s1", "history_runs": 2}]
     claim = await database.fetchrow("select turn_seq, history from claim_turns($1::jsonb)", json.dumps(asked))
     assert claim is not None

@@ -262,10 +262,10 @@ def let_through(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
     """The reply to the run HELD is held up until this is set."""
     publish, let = Publisher._publish_once, asyncio.Event()
 
-    async def held_up(publisher: Publisher, message: Message, exchange: str, key: str, *, mandatory: bool) -> None:
-        if exchange.endswith(".results") and message.message_id == HELD:
+    async def held_up(publisher: Publisher, message: Message, *where: str, **how: Any) -> None:
+        if where[0].endswith(".results") and message.message_id == HELD:
             await let.wait()
-        await publish(publisher, message, exchange, key, mandatory=mandatory)
+        await publish(publisher, message, *where, **how)
 
     monkeypatch.setattr(Publisher, "_publish_once", held_up)
     return let

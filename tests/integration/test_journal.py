@@ -149,9 +149,9 @@ async def test_a_lane_that_is_lost_again_and_again_makes_no_run_poison(
     async def stuck(turn: Turn) -> JsonValue:
         nonlocal starts
         starts += 1
-        await asyncio.sleep(0)
         if starts <= 5:
-            await turn.step("waits", go.wait, repeatable=True)
+            await go.wait()
+            await turn.step("never begun", lambda: None)
         return turn.attempt
 
     async with worker_of(settings.model_copy(update={"max_attempts": 2}), stuck):

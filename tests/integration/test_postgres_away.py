@@ -15,16 +15,18 @@ import asyncpg
 import pytest
 from pydantic import JsonValue, SecretStr
 from structlog.testing import capture_logs
+from yarl import URL
 
 from tests.support.broker import TestBroker
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
-from worker import kept_results, turn
+from worker import turn
 from worker.executors.function import executor
 from worker.executors.turn import Turn
-from worker.kept_results import KeptResults
 from worker.settings import Settings
+from worker.turns import kept_results
+from worker.turns.kept_results import KeptResults
 from worker.wiring import Worker
 
 
@@ -191,19 +193,16 @@ async def test_a_session_that_is_deleted_meanwhile_stays_deleted(
     assert held.attempts == [1, 1]
 
 
-async def test_a_newer_attempt_that_another_worker_began_goes_before_it(
+async def test_another_worker_s_attempt_that_came_to_nothing_does_not_have_it_taken_again(
     by_line: Settings, line: Proxy, broker: TestBroker, database: asyncpg.Connection
 ) -> None:
     held = Held()
     async with worker_of(by_line, held.executor) as worker:
         run_id = await finished_while_away(held, line, worker, broker, database)
-        await database.execute(
-            """insert into turn_attempts as attempt (run_id, attempts, session_id, worker) values ($1, 2, 's1', 'other')
-               on conflict (run_id) do update set attempts = 2""",
-            run_id,
-        )
+        await database.execute("update turn_attempts set attempts = 2, worker = 'other' where run_id = $1", run_id)
         line.is_down = False
-        assert (await broker.reply(run_id))["attempt"] == 3
+        assert (await broker.reply(run_id))["content"] == "answer 1"
+    assert held.attempts == [1]
 
 
 async def test_after_the_stated_time_the_result_is_dropped_and_the_turn_taken_again(
@@ -291,17 +290,17 @@ def has_length(found: list[int], length: int) -> bool:
 # --- Postgres is there, and takes no writes ---
 
 
-async def refuse_runs(database: asyncpg.Connection, sqlstate: str) -> None:
-    """Have Postgres refuse to store runs with an error of its own, as where its disk is full (53100)."""
+async def refuse_rows(database: asyncpg.Connection, sqlstate: str, table: str = "agno_runs") -> None:
+    """Have Postgres refuse to store rows with an error of its own, as where its disk is full (53100)."""
     await database.execute(
         f"""create function refuse() returns trigger language plpgsql as $$
             begin raise exception 'as a test wants it' using errcode = '{sqlstate}'; end $$;
-            create trigger refuse before insert on agno_runs for each statement execute function refuse()"""
+            create trigger refuse before insert on {table} for each statement execute function refuse()"""
     )
 
 
-async def take_runs_again(database: asyncpg.Connection) -> None:
-    await database.execute("drop trigger refuse on agno_runs")
+async def take_rows_again(database: asyncpg.Connection, table: str = "agno_runs") -> None:
+    await database.execute(f"drop trigger refuse on {table}")
 
 
 async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stored_when_there_is_room(
@@ -309,7 +308,7 @@ async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stor
 ) -> None:
     held = Held()
     held.open.set()
-    await refuse_runs(database, "53100")
+    await refuse_rows(database, "53100")
     with capture_logs() as logged:
         async with worker_of(settings, held.executor) as worker:
             first = await broker.ask("s1", team_id="held")
@@ -318,11 +317,32 @@ async def test_with_a_full_disk_consumption_pauses_and_what_was_finished_is_stor
             asked = [first, *[await broker.ask(f"s{number}", team_id="held") for number in range(1, 4)]]
             await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 3)
             assert held.started == [first], "what could not be stored is not started"
-            await take_runs_again(database)
+            await take_rows_again(database)
             await broker.replies_of(asked)
     assert sorted(held.started) == sorted(asked)
     (given_up,) = [event for event in logged if event["event"] == "partitions_given_up"]
     assert "disk is full" in given_up["reason"]
+
+
+async def test_a_full_disk_that_outlasts_the_turn_timeout_fails_no_turn_that_waits_for_it(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    @executor("pays")
+    async def pays(turn: Turn) -> JsonValue:
+        await turn.step("pay", lambda: "receipt")
+        return turn.attempt
+
+    await refuse_rows(database, "53100", "turn_steps")
+    with capture_logs() as logged:
+        async with worker_of(settings.model_copy(update={"turn_timeout": 1.0}), pays) as worker:
+            run_id = await broker.ask("s1", team_id="pays")
+            await eventually(lambda: [event["event"] for event in logged].count("write_retried") >= 4)
+            problem = worker.condition().problem()
+            await take_rows_again(database, "turn_steps")
+            reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"]) == ("COMPLETED", 1)
+    assert problem is not None
+    assert "disk is full" in problem
 
 
 async def test_a_server_that_has_become_a_stand_by_is_left_and_what_was_finished_is_stored_by_the_next(
@@ -330,12 +350,12 @@ async def test_a_server_that_has_become_a_stand_by_is_left_and_what_was_finished
 ) -> None:
     held = Held()
     held.open.set()
-    await refuse_runs(database, "25006")
+    await refuse_rows(database, "25006")
     with capture_logs() as logged:
         async with worker_of(settings, held.executor):
             run_id = await broker.ask("s1", team_id="held")
             await eventually(lambda: any(event["event"] == "lane_reconnected" for event in logged))
-            await take_runs_again(database)
+            await take_rows_again(database)
             await broker.reply(run_id)
     assert held.started == [run_id]
 
@@ -361,3 +381,46 @@ async def test_while_only_a_stand_by_answers_nothing_is_consumed_and_nothing_fai
         assert (await broker.reply(first))["attempt"] == 1
         assert (await broker.reply(second))["attempt"] == 1
     assert held.started == [first, second]
+
+
+async def test_a_row_that_somebody_else_has_locked_holds_up_its_own_turn_and_no_other(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    held.open.set()
+    async with worker_of(settings, held.executor) as worker:
+        await broker.reply(await broker.ask("s1", team_id="held"))
+        async with database.transaction():
+            await database.execute("select from agno_sessions where session_id = 's1' for update")
+            locked = await broker.ask("s1", team_id="held")
+            await eventually(lambda: held.ended[-1:] == [locked])
+            for number in range(2, 6):
+                await broker.reply(await broker.ask(f"s{number}", team_id="held"))
+            assert worker.condition().problem() is None
+        assert (await broker.reply(locked))["attempt"] == 1
+    assert held.started.count(locked) == 1
+
+
+async def test_with_several_servers_in_its_address_the_worker_goes_to_the_one_that_takes_writes(
+    settings: Settings, line: Proxy, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    held = Held()
+    address = URL(settings.postgres_url.get_secret_value())
+    async with Proxy(str(address)) as other:
+        both = f"127.0.0.1:{URL(line.url).port},127.0.0.1:{URL(other.url).port}"
+        url = f"postgresql://{address.raw_user}:{address.raw_password}@{both}{address.path}"
+        other.is_down = True
+        async with worker_of(settings.model_copy(update={"postgres_url": SecretStr(url)}), held.executor):
+            run_id = await broker.ask("s1", team_id="held")
+            await eventually(lambda: held.started == [run_id])
+            line.is_down, other.is_down = True, False
+            line.cut()
+            held.open.set()
+            assert (await broker.reply(run_id))["attempt"] == 1
+            assert line.refused
+    assert held.started == [run_id]
+    assert await is_stored(database, run_id)
+
+
+async def is_stored(database: asyncpg.Connection, run_id: str) -> bool:
+    return bool(await database.fetchval("select count(*) from agno_runs where run_id = $1", run_id))

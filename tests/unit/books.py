@@ -25,11 +25,13 @@ class Book:
     attempts: int = 0
     dies_at: int | None = None
     """The number of the write, from 1 and over all attempts, at which the lane is lost."""
+    seconds_each: float = 0
+    """How long a write takes."""
     turn: Turn | None = None
     """The turn of the latest attempt."""
 
     async def write(self, steps: Sequence[StepRecord]) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.seconds_each)
         if self.dies_at is not None and len(self.writes) + 1 >= self.dies_at:
             self.dies_at = None
             raise LaneLost("the lane is lost")

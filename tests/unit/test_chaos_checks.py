@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import JsonValue
 
-from tests.chaos.checks import CHECKS, error_codes, violations
-from tests.chaos.evidence import Call, Evidence, Reply
+from tests.chaos.checks import CHECKS, calls_of_thawed_workers, error_codes, violations
+from tests.chaos.evidence import Call, Evidence, Freeze, Reply
 from tests.chaos.script import BEGUN
 
 _TEAM_CALLS = [
@@ -171,6 +171,28 @@ def test_a_planted_violation_is_found_by_its_check_and_no_other(
 )
 def test_what_a_crash_may_lead_to_is_no_violation(evidence: Evidence) -> None:
     assert violations(evidence) == {name: [] for name in CHECKS}
+
+
+FROZEN = Freeze(1, began=13.2, ended=30.0)
+"""Before the last step was recorded, by another worker."""
+
+
+@pytest.mark.parametrize(
+    ("freeze", "began", "thawed"),
+    [
+        (FROZEN, 30.1, 1),
+        (FROZEN, 31.1, 0),
+        (replace(FROZEN, worker=2), 30.1, 0),
+        (replace(FROZEN, began=14.7), 30.1, 0),
+    ],
+    ids=["just thawed", "long after", "another worker", "frozen after the record"],
+)
+def test_a_call_that_a_frozen_worker_was_about_to_make_is_counted_apart(
+    freeze: Freeze, began: float, thawed: int
+) -> None:
+    evidence = replace(called(("leader/2", began), recorded={("b/1", "leader/2"): 14.5}), freezes=[freeze])
+    assert calls_of_thawed_workers(evidence) == thawed
+    assert len(violations(evidence)["recorded_steps_repeated"]) == 1 - thawed
 
 
 def test_errors_are_counted_by_their_codes() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.unit.examples import everything_that_can_run
-from worker.company import Company, Place
+from worker.turns.company import Company, Place
 
 
 class Turns:

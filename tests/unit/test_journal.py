@@ -357,3 +357,58 @@ async def test_what_is_being_made_is_waited_for_as_long_as_the_turn_may_take() -
     async with asyncio.timeout(5):
         _, journal = await _attempt(run, lane.write, limit_seconds=0.2)
     assert _states(journal.unrecorded) == [("quick#1", "done")]
+
+
+class Slow:
+    """Writes that wait for room on Postgres's disk."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    async def write(self, _: Sequence[StepRecord]) -> None:
+        await asyncio.sleep(self._seconds)
+
+
+async def test_the_time_in_which_a_step_waits_to_be_recorded_is_not_the_turn_s() -> None:
+    async def run(turn: Turn) -> Any:
+        steps = (turn.step(name, lambda: 1, repeatable=True) for name in ("one", "two"))
+        await asyncio.gather(*steps)  # side by side: that time counts once
+        await turn.step("three", lambda: 1, repeatable=True)
+        return "done"
+
+    outcome, journal = await _attempt(run, Slow(0.3).write, limit_seconds=0.2)
+    assert outcome is not None
+    assert outcome.content == "done"
+    assert 0.6 <= journal.waited_seconds < 1.2
+
+
+async def test_what_the_turn_itself_takes_is_limited_all_the_same() -> None:
+    async def run(turn: Turn) -> Any:
+        await turn.step("one", lambda: 1, repeatable=True)
+        await asyncio.Event().wait()
+
+    outcome, _ = await _attempt(run, Slow(0.3).write, limit_seconds=0.2)
+    assert outcome is not None
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.TURN_TIMEOUT
+
+
+async def test_a_step_that_may_be_made_twice_is_not_begun_once_others_may_have_the_session() -> None:
+    calls, held = Calls(), asyncio.Event()
+    held.set()
+
+    async def still_held() -> None:
+        if not held.is_set():
+            raise LaneLost("the lane is gone")
+
+    async def write(_: Sequence[StepRecord]) -> None:
+        held.clear()  # the answer was read late: the lane is gone since
+
+    async def run(turn: Turn) -> Any:
+        await turn.step("first", lambda: calls.make("first"), repeatable=True)
+        return await turn.step("second", lambda: calls.make("second"), repeatable=True)
+
+    turn = new_turn(a_request(), None, TurnContext(NOW), attempt=1, journal=Journal(write, held=still_held))
+    with pytest.raises(LaneLost):
+        await attempt(executor_of(run), turn, limit=timedelta(seconds=5), now=NOW, deadline=None)
+    assert calls.made == ["first"]

@@ -16,8 +16,9 @@ from tests.unit.examples import a_claim, a_past_run, a_request, a_turn
 from worker.executors.attempt import Outcome
 from worker.executors.journal import Journal
 from worker.executors.steps import Steps
-from worker.kept_results import KeptResult, KeptResults
+from worker.executors.turn import Turn
 from worker.replies.answers import Timing
+from worker.turns.kept_results import KeptResult, KeptResults, KeptSteps
 
 REQUESTS = [a_request(run_id=f"r{number}") for number in range(5)]
 
@@ -33,6 +34,10 @@ class Clock:
 def a_result(content: str = "answer", **of_turn: Any) -> KeptResult:
     turn = replace(a_turn(), **of_turn)
     return KeptResult(a_claim(), turn, Outcome(RunStatus.COMPLETED, content, {}), Timing(0, 1, 2))
+
+
+def a_turn_of(attempt: int) -> Turn:
+    return replace(a_turn(), attempt=attempt)
 
 
 def kept(results: KeptResults) -> list[RunRequest]:
@@ -114,8 +119,8 @@ def test_neither_the_history_nor_the_journal_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("attempts", "newest"), [(0, True), (2, True), (3, False)])
-def test_a_result_is_the_newest_unless_a_later_attempt_was_begun(attempts: int, *, newest: bool) -> None:
-    assert a_result(attempt=2).is_newest_in(a_claim(attempts=attempts)) is newest
+def test_steps_are_the_newest_unless_a_later_attempt_was_begun(attempts: int, *, newest: bool) -> None:
+    assert KeptSteps.of(a_turn_of(attempt=2)).is_newest_in(a_claim(attempts=attempts)) is newest
 
 
 def test_an_instant_attempt_that_is_not_recorded_was_begun_all_the_same() -> None:

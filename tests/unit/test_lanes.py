@@ -15,7 +15,7 @@ import sql
 from tests.support.waiting import eventually
 from tests.unit.examples import everything_that_can_run
 from tests.unit.lane_connections import ECHO, FakePostgres, running, settled, statement
-from worker.errors import ClaimOutdated, StatementRefused, StoreUnavailable
+from worker.errors import ClaimOutdated, StatementRefused, StoreFull, StoreUnavailable
 from worker.sessions import lanes
 from worker.sessions.lanes import LaneConnection, Statement
 
@@ -145,7 +145,7 @@ async def test_each_good_row_gets_its_result_and_each_bad_one_its_own_error(coun
         (asyncpg.DeadlockDetectedError("deadlock"), StoreUnavailable),
         (asyncpg.LockNotAvailableError("lock_timeout"), StoreUnavailable),
         (asyncpg.QueryCanceledError("statement_timeout"), StoreUnavailable),
-        (asyncpg.DiskFullError("no space"), StoreUnavailable),
+        (asyncpg.DiskFullError("no space"), StoreFull),
         (asyncpg.UntranslatableCharacterError("\\u0000"), StatementRefused),
         (asyncpg.NumericValueOutOfRangeError("too large"), StatementRefused),
         # Raised by asyncpg itself, before anything is sent: the row's mistake, and the connection is well.

@@ -193,3 +193,32 @@ async def test_a_lane_without_a_connection_says_so(monkeypatch: pytest.MonkeyPat
     assert not lane.alive
     with pytest.raises(StoreUnavailable):
         lane.connection()
+
+
+async def test_a_connection_that_was_alive_a_moment_ago_is_not_asked_whether_it_is() -> None:
+    postgres = FakePostgres()
+    async with running(postgres) as lane:
+        await lane.submit(ECHO, "a")
+        asked = len(postgres.texts)
+        await lane.prove_alive()
+        assert len(postgres.texts) == asked
+
+
+async def test_an_answer_that_was_read_late_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a worker that was frozen: it reads the answer first, and then that the connection is gone."""
+    monkeypatch.setattr(lanes, "_PROOF_SECONDS", 0.0)
+    postgres = FakePostgres()
+    async with running(postgres) as lane:
+        await lane.submit(ECHO, "a")
+        postgres.die()
+        with pytest.raises(LaneLost):
+            await lane.prove_alive()
+
+
+async def test_a_connection_that_is_lost_is_known_to_be_so_at_once() -> None:
+    postgres = FakePostgres()
+    async with running(postgres) as lane:
+        await lane.submit(ECHO, "a")
+        lane.abandon("an unlock failed")
+        with pytest.raises(LaneLost):
+            await lane.prove_alive()

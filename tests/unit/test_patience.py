@@ -49,3 +49,27 @@ async def test_a_cancellation_stays_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_the_time_for_which_the_other_side_says_that_it_is_held_up_does_not_count() -> None:
+    held_up, answer = True, asyncio.Event()
+
+    async def be_held_up() -> None:
+        nonlocal held_up
+        await asyncio.sleep(1.2)
+        held_up = False
+        answer.set()
+
+    holding = asyncio.create_task(be_held_up())
+    async with answered_within(0.5, held_up=lambda: held_up):
+        await answer.wait()
+    await holding
+
+
+@pytest.mark.parametrize("held_up", [True, False])
+async def test_what_nobody_waits_for_is_given_up_at_once_where_it_is_held_up(*, held_up: bool) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with answered_within(1, held_up=lambda: held_up, given_up=lambda: True):
+            await asyncio.Event().wait()
+    assert (time.monotonic() - began < 0.9) is held_up

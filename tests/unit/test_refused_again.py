@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
@@ -40,6 +40,9 @@ class _Claimed:
     def __init__(self, request: RunRequest, claim: Claim, receipts: dict[str, Receipt]) -> None:
         self.request, self.claim = request, claim
         self._receipts = receipts
+
+    def telling_of_loss(self, _: Callable[[], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def keep_answer(self, _: RunReply, body: bytes) -> None:
         self._receipts[self.request.run_id] = a_receipt(self.request, reply=body)

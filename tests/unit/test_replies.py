@@ -108,7 +108,8 @@ async def _published(
     publisher = cast("Publisher", broker)
     addresses = ReplyAddresses("teamturn", pattern)
     direct = DirectReplies(publisher, publisher)
-    replies = ReplyPublisher(publisher, publisher, direct, Topology("teamturn", 4), addresses, largest_bytes=1_000_000)
+    topology = Topology("teamturn", 4)
+    replies = ReplyPublisher(publisher, publisher, direct, topology, addresses, largest_bytes=1_000_000, schema="ai")
     delivery = a_delivery(FakeMessage(**properties), life=life)
     return await replies.publish(b'{"status": "COMPLETED"}', a_request(**request or {}), delivery)
 

@@ -150,6 +150,7 @@ def _commit(number: int, *, turn_seq: int | None = None) -> CommitRow:
         runs=[{"type": "team", "data": {"run_id": f"r{number}"}}],
         receipt={"run_id": f"r{number}"},
         reply=f"reply {number}".encode(),
+        size_bytes=7,
     )
 
 

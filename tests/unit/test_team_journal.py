@@ -420,3 +420,21 @@ async def test_an_answer_s_text_part_comes_again_as_it_was() -> None:
     first = await Book().attempt(SingleAgent(Agent(model, name="a")))
     again = await book.until_done(SingleAgent(Agent(model, name="a")))
     assert first.content == again.content
+
+
+async def test_what_steps_wait_to_be_recorded_is_not_the_team_s_time() -> None:
+    outcome = await Book(seconds_each=0.2).attempt(World().team(timeout=0.4))
+    assert outcome.status is RunStatus.COMPLETED
+
+
+async def test_a_team_that_takes_its_time_while_nothing_waits_is_timed_out() -> None:
+    async def think(_: RunContext[Turn]) -> str:
+        await asyncio.Event().wait()
+        return "never"
+
+    thinker = Recorded(lambda *_: ModelResponse(parts=[ToolCallPart("think", {})]))
+    outcome = await Book(seconds_each=0.1).attempt(
+        SingleAgent(Agent(thinker.model, name="a", tools=[think]), timeout=0.2)
+    )
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.TURN_TIMEOUT

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from worker.cli import ask, dead, fleet, schema, sessions, topology, worker
+from worker.cli import ask, dead, doctor, fleet, schema, sessions, topology, worker
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
@@ -26,6 +26,7 @@ app.command("ask")(ask.ask)
 app.add_typer(sessions.app, name="sessions")
 app.command("fleet")(fleet.fleet)
 app.add_typer(dead.app, name="dead")
+app.command("doctor")(doctor.doctor)
 
 _MISTAKE = 2
 """The exit code of what its user can mend."""

@@ -11,9 +11,7 @@ from typing import Final
 
 import structlog
 
-SUPERVISED: Final = "TEAMTURN_SUPERVISED"
-"""Set for the workers of a supervisor, to a file descriptor by which they say that they have started. Their standard
-input is the supervisor's sign of life."""
+from worker.settings import PROCESS_NUMBER, SUPERVISED
 
 _FIRST_WAIT_SECONDS: Final = 1.0
 _LONGEST_WAIT_SECONDS: Final = 30.0
@@ -81,7 +79,7 @@ class Supervisor:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "worker", "worker"),
-                env=os.environ | {SUPERVISED: str(tells)},
+                env=os.environ | {SUPERVISED: str(tells), PROCESS_NUMBER: str(number)},
                 stdin=asyncio.subprocess.PIPE,
                 pass_fds=[tells],
                 # Ctrl-C reaches the whole process group; they are told once, by the supervisor.

@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Final
 
 import structlog
@@ -14,13 +16,17 @@ import typer
 
 from worker.cli.event_loop import run
 from worker.cli.schema import migrate_schema
-from worker.cli.supervisor import SUPERVISED, Supervisor
+from worker.cli.supervisor import Supervisor
+from worker.errors import StartupError
 from worker.executors.registry import Executors, load_executors
+from worker.operations.health import Health
 from worker.operations.logging import configure_logging
-from worker.settings import Settings
+from worker.operations.probes import Pages, PortTaken, served
+from worker.settings import PROCESS_NUMBER, SUPERVISED, Settings
 from worker.wiring import running_worker
 
 _LAST_RESORT_SECONDS: Final = 3.0
+_PORTS: Final = 65_536
 
 _log = structlog.get_logger()
 
@@ -35,6 +41,9 @@ def worker(
     Either drains it: its queues are given away at once, and started turns finish; a second one does not wait. Any
     number of workers, on any number of machines, share the requests; each can come and go at any time.
 
+    It answers GET /healthz and /readyz on TEAMTURN_HTTP_PORT, 8080 if that is not set (0: on none): 200, or 503 with a
+    reason. Of several processes each has a port of its own, the first that one, the second the next.
+
     It takes the turns of what TEAMTURN_TEAMS names:
 
       TEAMTURN_TEAMS=my_teams:teams teamturn worker --migrate
@@ -43,6 +52,8 @@ def worker(
     settings = Settings.read()
     configure_logging()
     if processes > 1:
+        if settings.http_port and settings.http_port + processes > _PORTS:
+            raise StartupError(f"TEAMTURN_HTTP_PORT leaves no ports for {processes} processes")
         if migrate:
             migrate_schema()
         raise typer.Exit(asyncio.run(Supervisor(processes).run()))
@@ -89,10 +100,19 @@ def _orphaned(told_to_stop: asyncio.Event) -> None:
 async def _work_until(
     told_to_stop: asyncio.Event, settings: Settings, executors: Executors, *, migrating: bool
 ) -> None:
-    async with running_worker(settings, executors, migrating=migrating) as running:
+    health = Health()
+    async with (
+        _probed(settings, health.pages) as port,
+        running_worker(settings, executors, migrating=migrating) as running,
+    ):
+        health.started(running.condition)
         if SUPERVISED in os.environ:
             os.write(int(os.environ[SUPERVISED]), b"+")
-        _log.info("worker_started", targets=[str(target) for target in executors], prefix=settings.prefix)
+        if isinstance(port, PortTaken):
+            _log.warning("http_not_listening", reason=str(port), consequence="nobody can probe this worker")
+        targets = [str(target) for target in executors]
+        http_port = None if isinstance(port, PortTaken) else port
+        _log.info("worker_started", targets=targets, prefix=settings.prefix, http_port=http_port)
         stopping = asyncio.create_task(told_to_stop.wait())
         failing = asyncio.create_task(running.failed())
         await asyncio.wait([stopping, failing], return_when=asyncio.FIRST_COMPLETED)
@@ -100,8 +120,30 @@ async def _work_until(
         if failing.done():
             failing.result()
         failing.cancel()
+        health.draining()
         await running.drain()
     _log.info("worker_stopped")
+
+
+@asynccontextmanager
+async def _probed(settings: Settings, pages: Pages) -> AsyncIterator[int | PortTaken | None]:
+    """Answer probes for the block, and give the port; None: it is switched off.
+
+    A port that was asked for must be free. The default one may be another worker's: then give why it can't be used.
+    """
+    if not settings.http_port:
+        yield None
+        return
+    async with AsyncExitStack() as stack:
+        port: int | PortTaken
+        number = int(os.environ.get(PROCESS_NUMBER, "1"))
+        try:
+            port = await stack.enter_async_context(served(pages, settings.http_port + number - 1))
+        except PortTaken as error:
+            if "http_port" in settings.model_fields_set:
+                raise StartupError(f"TEAMTURN_HTTP_PORT: {error}: choose another one, or 0 for none") from None
+            port = error
+        yield port
 
 
 def _end_within(seconds: float, code: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import astuple, dataclass
@@ -17,16 +17,15 @@ from pydantic import JsonValue
 from schemas.replies import RunStatus
 from schemas.requests import RunRequest
 from worker.errors import (
-    DeadlineExceeded,
     ExecutorFailed,
     InvalidResult,
     StoreUnavailable,
     TurnFailed,
-    TurnTimedOut,
 )
 from worker.executors.journal import Journal
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
 from worker.executors.steps import Steps
+from worker.executors.time_limit import TimeLimit
 from worker.executors.turn import Executor, SharedSession, Turn, TurnContext, Usage
 from worker.sessions.claim import SessionRow
 
@@ -88,18 +87,13 @@ async def attempt(
 
     It never raises for what the executor did. It raises StoreUnavailable where a step could not be recorded: the lock
     of the session is gone then, and there is no outcome. `now` is the database's time, by which the deadline is judged.
+    The time in which steps wait to be recorded does not count towards the limit: a full disk fails no turn.
     """
-    seconds = limit.total_seconds()
     left = math.inf if deadline is None else (deadline - now).total_seconds()
-
-    def late() -> TurnFailed:
-        if left < seconds:
-            return DeadlineExceeded("the deadline passed while the turn ran")
-        return TurnTimedOut(f"the turn ran longer than {seconds:g} s")
-
+    time_limit = TimeLimit(limit.total_seconds(), left, turn.steps.journal)
     completed = False
     try:
-        outcome = await _completed(executor, turn, max(min(left, seconds), 0.0), late)
+        outcome = await _completed(executor, turn, time_limit)
         completed = True
     except _Stopped as stopped:
         if isinstance(stopped.reason, TurnFailed):
@@ -139,9 +133,9 @@ def failed(error: TurnFailed) -> Outcome:
     return Outcome(RunStatus.ERROR, content=None, session_state=None, error=error)
 
 
-async def _completed(executor: Executor, turn: Turn, seconds: float, late: Callable[[], TurnFailed]) -> Outcome:
+async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcome:
     name_before = turn.session_name
-    answer = await _within(seconds, _run(executor, turn), turn.steps.journal, late)
+    answer = await _within(limit, _run(executor, turn), turn.steps.journal)
     content = as_json(answer, what="the answer")
     state = as_json(turn.session_state, what="the session state")
     if not isinstance(state, dict):
@@ -177,19 +171,15 @@ async def _run(executor: Executor, turn: Turn) -> JsonValue:
         raise ExecutorFailed(f"{executor.target} raised {type(error).__name__}") from error
 
 
-async def _within(
-    seconds: float, running: Coroutine[Any, Any, JsonValue], journal: Journal, late: Callable[[], TurnFailed]
-) -> JsonValue:
+async def _within(limit: TimeLimit, running: Coroutine[Any, Any, JsonValue], journal: Journal) -> JsonValue:
     """Await an executor for so long, and no longer than its journal lets it go on.
 
     The limit is a hard one: users' code that ignores its cancellation is left behind.
 
     A task of its own is what makes that possible; its end is then nobody's business.
     """
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
     task = asyncio.create_task(running)
-    ended: asyncio.Future[None] = loop.create_future()
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(_: object = None) -> None:
         if not ended.done():
@@ -198,14 +188,14 @@ async def _within(
     task.add_done_callback(end)
     journal.listen(end)
     try:
-        await asyncio.wait([ended], timeout=seconds)
+        await limit.wait(ended)
         if journal.stopped is not None:
             if isinstance(journal.stopped, StoreUnavailable):
-                await _settled(journal, until=begun + seconds)
+                await _settled(journal, until=limit.until)
             raise _Stopped(journal.stopped)
         if task.done():
             return task.result()
-        raise late()
+        raise limit.passed()
     finally:
         if not task.done():
             task.cancel()

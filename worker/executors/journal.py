@@ -21,6 +21,7 @@ of the session: it was made, and must not be for nothing, nor be called uncertai
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -54,6 +55,9 @@ class StepState(StrEnum):
     NOT_MADE = "not_made"
     DONE = "done"
     FAILED = "failed"
+
+
+ENDED: Final = frozenset({StepState.DONE, StepState.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +106,23 @@ class Journal:
         self,
         write: Write | None = None,
         *,
+        held: Callable[[], Awaitable[None]] | None = None,
         attempt: int = 1,
         recorded: Sequence[StepRecord] = (),
         context: Callable[[], JsonValue] = dict,
     ) -> None:
-        """Without `write` nothing is recorded. `context` is what the turn was given, for step 0."""
+        """Without `write` nothing is recorded. `context` is what the turn was given, for step 0.
+
+        `held` raises StoreUnavailable if others may have the session by now.
+        """
         self._write = write
+        self._held = held
         self._attempt = attempt
         self._recorded = {record.key: record for record in recorded if record.state is not StepState.NOT_MADE}
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
-        ended = (one for one in self._recorded.values() if one.state is not StepState.STARTED)
+        ended = (one for one in self._recorded.values() if one.state in ENDED)
         self._unmade = sorted(ended, key=lambda one: one.seq)
         """Those whose change of the state is not made again yet."""
         self._unasked = {one.key for one in self._unmade if one.key != CONTEXT_KEY}
@@ -126,6 +135,9 @@ class Journal:
         self._nothing_made = asyncio.Event()
         self.unrecorded: list[StepRecord] = []
         """What could not be recorded of this attempt, since its lane was lost."""
+        self._writing = 0
+        self._writing_since = 0.0
+        self._waited_seconds = 0.0
         self.has_recorded = False
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
@@ -137,6 +149,16 @@ class Journal:
     def kept(self) -> bool:
         """Whether steps are recorded."""
         return self._write is not None
+
+    @property
+    def has_fruit(self) -> bool:
+        """Whether a step of this attempt has come to its end, recorded or to be recorded."""
+        return self.has_recorded or any(one.state in ENDED for one in self.unrecorded)
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long steps of this attempt have waited to be recorded, those that wait now included."""
+        return self._waited_seconds + (time.monotonic() - self._writing_since if self._writing else 0.0)
 
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
@@ -175,6 +197,8 @@ class Journal:
     async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
         if not asked.repeatable:
             await self._record(asked, StepState.STARTED)
+        else:
+            await self._check_held()
         with kept_change() as change:
             try:
                 result = await make()
@@ -202,6 +226,17 @@ class Journal:
         """Record the failure of a part of the turn."""
         if self._write is not None:
             await self._record(Asked(key), StepState.FAILED, {"error": _described(failure)})
+
+    async def _check_held(self) -> None:
+        """Look whether the session is still this worker's, before a step is made that is not recorded first.
+
+        Another worker may have made and recorded it by now: this turn had to wait, or its worker did.
+        """
+        if self._held is not None:
+            try:
+                await self._held()
+            except StoreUnavailable as error:
+                await self._stop(error)
 
     def _found(self, asked: Asked) -> StepRecord | None:
         found = self._recorded.get(asked.key)
@@ -243,7 +278,8 @@ class Journal:
         steps.append(StepRecord(asked.key, self._seq, self._attempt, state, asked.fingerprint, text, *tokens))
         assert self._write is not None  # noqa: S101 - for the type checker: `run` has looked
         try:
-            await self._write(steps)
+            with self._waiting():
+                await self._write(steps)
         except StoreUnavailable as error:
             if state is StepState.STARTED:
                 steps[-1] = replace(steps[-1], state=StepState.NOT_MADE)
@@ -268,6 +304,18 @@ class Journal:
         self._no_longer_made(_AROUND.get())
         await self._over.wait()
         raise asyncio.CancelledError
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        if not self._writing:
+            self._writing_since = time.monotonic()
+        self._writing += 1
+        try:
+            yield
+        finally:
+            self._writing -= 1
+            if not self._writing:
+                self._waited_seconds += time.monotonic() - self._writing_since
 
     @contextmanager
     def _in_the_making(self) -> Iterator[None]:

@@ -18,6 +18,18 @@ async def agree(connection: asyncpg.Connection, settings: Settings) -> bool:
     record = await connection.fetchrow(
         sql.RECORD_FLEET_SETTINGS, settings.prefix, settings.partitions, settings.prefetch
     )
+    _compare(record, settings)
+    return record is not None and bool(record["is_new"])
+
+
+async def agrees(connection: asyncpg.Connection, settings: Settings) -> bool:
+    """Compare them with what is recorded, and record nothing; False if nothing is. Raises StartupError."""
+    record = await connection.fetchrow(sql.READ_FLEET_SETTINGS, settings.prefix)
+    _compare(record, settings)
+    return record is not None
+
+
+def _compare(record: asyncpg.Record | None, settings: Settings) -> None:
     for name, mine in (("partitions", settings.partitions), ("prefetch", settings.prefetch)):
         recorded = record[name] if record is not None else mine
         if recorded != mine:
@@ -25,4 +37,3 @@ async def agree(connection: asyncpg.Connection, settings: Settings) -> bool:
                 f"TEAMTURN_{name.upper()} is {mine} here and {recorded} for the other workers of prefix "
                 f"{settings.prefix!r}: set it to {recorded}"
             )
-    return record is not None and bool(record["is_new"])

@@ -12,7 +12,8 @@ session's mailbox, waits for the lock, finds the finished run, and replies. Who 
     killed    its lane and its connection to RabbitMQ are gone at once: so are its membership and its consumers
     frozen    Postgres ends the lane after 15 s, RabbitMQ the consumers after about as long
     cut off   from RabbitMQ: it gives its membership up. From Postgres: its lane does not answer a ping, and it closes
-              its channels; Postgres ends its membership after 15 s at the latest
+              its channels; Postgres ends its membership after 15 s at the latest. Back again, it waits a moment before
+              it joins: first every worker takes the sessions again whose turns go on
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _POLL_SECONDS: Final = 1.0
 _UNREACHABLE_SECONDS: Final = 2.0
 """How long a worker that can't consume stays a member: a restarted broker is back sooner than partitions move."""
 _LEAVE_SECONDS: Final = 2.0
+_BACK_SECONDS: Final = 2.0
+"""How long a worker that was cut off from Postgres is back before it takes part again: by then all that were cut
+off with it have taken the sessions again whose turns go on (a lane is tried twice a second, a claim once), and nobody
+is given what another worker is still at."""
 _ANSWER_SECONDS: Final = 10.0
 """Past the lanes' lock_timeout, by which a statement that waits for somebody else's row has ended."""
 
@@ -59,13 +64,19 @@ class Fleet:
         membership.listen(self._changed.set)
         consumers.listen(self._changed.set)
 
+    @property
+    def standing_by(self) -> bool:
+        """Whether others have all partitions."""
+        return self._standing_by is True
+
     async def run(self) -> None:
         """Follow the fleet, until the task is cancelled."""
         while True:
             self._changed.clear()
             await self._settle()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
+                back_in = self._back_in()
+                async with asyncio.timeout(min(back_in, _POLL_SECONDS) if back_in > 0 else _POLL_SECONDS):
                     await self._changed.wait()
 
     async def leave(self) -> None:
@@ -77,22 +88,33 @@ class Fleet:
 
     async def _settle(self) -> None:
         try:
-            if self._can_consume():
-                # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
-                async with answered_within(_ANSWER_SECONDS):
-                    owned = await self._membership.owned()
-                self._sessions.lock_budget.share_with(self._membership.size)
-                self._consume(self._queues(owned))
-            else:
+            if not self._can_consume():
                 self._consumers.want(frozenset())
                 await self._membership.leave()
+            elif self._back_in() > 0:
+                # Not a member yet: nobody would consume what others gave to it. What it consumes it goes on with.
+                self._sessions.first_lane.connection()
+            else:
+                await self._take_share()
         except (StoreUnavailable, TimeoutError) as error:
             # Without a lane no request could be claimed, and without a membership the partitions are others'.
             self._give_up(str(error) or "Postgres does not answer")
 
+    async def _take_share(self) -> None:
+        # A lane can be cut off in the middle of a statement; its own limit is that of the longest one.
+        async with answered_within(_ANSWER_SECONDS):
+            owned = await self._membership.owned()
+        self._sessions.lock_budget.share_with(self._membership.size)
+        self._consume(self._queues(owned))
+
+    def _back_in(self) -> float:
+        """Return in how many seconds the worker takes part again, if it was cut off from Postgres."""
+        return self._sessions.connected_since + _BACK_SECONDS - time.monotonic()
+
     def _give_up(self, reason: str) -> None:
         if self._consumers.wanted:
             _log.warning("partitions_given_up", reason=reason)
+        self._standing_by = None
         self._consumers.want(frozenset())
 
     def _consume(self, queues: frozenset[str]) -> None:

@@ -26,7 +26,7 @@ async def fleet_state(database: asyncpg.Connection, broker: AbstractConnection, 
     partitions = []
     for number in range(topology.partitions):
         queue = topology.partition(number)
-        backlog, consumers = await _depth(broker, queue)
+        backlog, consumers = await queue_depth(broker, queue)
         owner = names.get(owners.get(number, 0))
         partitions.append(
             FleetPartition(partition=number, queue=queue, owner=owner, consumers=consumers, backlog=backlog)
@@ -36,9 +36,9 @@ async def fleet_state(database: asyncpg.Connection, broker: AbstractConnection, 
         prefix=topology.prefix,
         workers=workers,
         partitions=partitions,
-        unrouted=(await _depth(broker, topology.unrouted))[0],
-        results=(await _depth(broker, topology.results))[0],
-        dead=(await _depth(broker, topology.dead))[0],
+        unrouted=(await queue_depth(broker, topology.unrouted))[0],
+        results=(await queue_depth(broker, topology.results))[0],
+        dead=(await queue_depth(broker, topology.dead))[0],
         oldest_unfinished=min(started, default=None),
     )
 
@@ -73,7 +73,7 @@ def _holder(record: Any, session_id: str) -> SessionHolder:  # noqa: ANN401 - an
     )
 
 
-async def _depth(broker: AbstractConnection, queue: str) -> tuple[int | None, int | None]:
+async def queue_depth(broker: AbstractConnection, queue: str) -> tuple[int | None, int | None]:
     """Return how many messages are ready in a queue, and its consumers; (None, None) if it is not there."""
     channel = await broker.channel()
     try:

@@ -18,6 +18,21 @@ class ChannelLife:
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()
+        self._held: dict[int, float] = {}
+
+    @property
+    def held_seconds(self) -> float:
+        """How long the oldest of its deliveries has not been acknowledged."""
+        oldest = next(iter(self._held.values()), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    def hold(self, delivery: Delivery) -> None:
+        """Say that a delivery is to be acknowledged on it."""
+        self._held[id(delivery)] = time.monotonic()
+
+    def let_go(self, delivery: Delivery) -> None:
+        """Say that a delivery is acknowledged."""
+        self._held.pop(id(delivery), None)
 
     @property
     def alive(self) -> bool:
@@ -38,6 +53,9 @@ class Delivery:
     """The queue it came from."""
     life: ChannelLife
     received: float = field(default_factory=time.time)
+
+    def __post_init__(self) -> None:
+        self.life.hold(self)
 
     @property
     def alive(self) -> bool:
@@ -77,6 +95,8 @@ class Delivery:
             await self.message.ack()
         except BROKER_ERRORS:
             self.life.end()
+        else:
+            self.life.let_go(self)
 
     def forbidden_property(self) -> str | None:
         """Return the name of an AMQP property by which the broker would drop or reorder the request unseen."""

@@ -27,6 +27,9 @@ _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _DECLARE_SECONDS: Final = 5.0
 _STEADY_SECONDS: Final = 5.0
 _CHECK_SECONDS: Final = 15.0
+LONGEST_HELD_SECONDS: Final = 900.0
+"""Half of RabbitMQ's acknowledgement time-out as it is set up. A channel is opened anew before its oldest delivery
+meets that, because its turn takes long, or waits behind others of its session."""
 
 _log = structlog.get_logger()
 
@@ -43,6 +46,7 @@ class Consumers:
         received: Callable[[Delivery], None],
         lost: Callable[[], None],
         name: str,
+        longest_held_seconds: float = LONGEST_HELD_SECONDS,
     ) -> None:
         """`received` is called with each delivery, in order; `lost` after some deliveries have died."""
         self._url = url
@@ -51,6 +55,7 @@ class Consumers:
         self._received = received
         self._lost = lost
         self._name = name
+        self._longest_held_seconds = longest_held_seconds
         self._changed = asyncio.Event()
         self._told: Callable[[], None] = lambda: None
         self._active: dict[ChannelLife, str] = {}
@@ -206,7 +211,7 @@ class Consumers:
             self._active[life] = queue
             self._say_if_all_are_consumed()
             await self._until_dead(connection, queue, life)
-            if queue in self.wanted:
+            if queue in self.wanted and not life.alive:
                 _log.warning("channel_lost", queue=queue)
         finally:
             self._active.pop(life, None)
@@ -216,15 +221,19 @@ class Consumers:
             await close_quietly(channel)
 
     async def _until_dead(self, connection: BrokerConnection, queue: str, life: ChannelLife) -> None:
-        """Wait until the channel's life has ended. Now and then the broker is asked whether it knows of a consumer.
+        """Wait until the channel's life has ended, or should end. Now and then the broker is asked for its consumer.
 
         A consumer can be dead without a word: its channel open, and nobody is sent anything.
         """
         while life.alive:
             with suppress(TimeoutError):
-                async with asyncio.timeout(_CHECK_SECONDS):
+                async with asyncio.timeout(min(_CHECK_SECONDS, self._longest_held_seconds / 4)):
                     await life.ended.wait()
                     return
+            if life.held_seconds > self._longest_held_seconds:
+                # What is returned comes again in order; a turn that runs goes on, and is answered then.
+                _log.info("channel_reopened", queue=queue, held_seconds=round(life.held_seconds))
+                return
             if await _consumers_of(connection, queue) == 0:
                 _log.warning("consumer_dead", queue=queue, action="consuming it again")
                 return

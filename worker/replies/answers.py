@@ -85,6 +85,32 @@ def _responses(turn: Turn) -> list[MemberResponse]:
     ]
 
 
+def shortened(reply: RunReply, *, largest_bytes: int, schema: str) -> RunReply:
+    """Return a reply as it is published where it would be larger than that: without what is only stored then.
+
+    The answer goes first, then the members' answers, at last their list. A failure stays what it was.
+    """
+    size_bytes = len(body_of(reply))
+    if size_bytes <= largest_bytes:
+        return reply
+    where = f"it is stored in {schema}.sessions: session {reply.session_id}, run {reply.run_id}"
+    error = reply.error
+    if error is None:
+        message = f"the reply would have {size_bytes} bytes, more than the {largest_bytes} that can be sent; {where}"
+        error = RunError(code=ErrorCode.REPLY_TOO_LARGE, message=_plain(message))
+    elif error.code is not ErrorCode.REPLY_TOO_LARGE:
+        message = f"{error.message} (the reply has not all that there was; {where})"
+        error = error.model_copy(update={"message": message})
+    without_answer = reply.model_copy(update={"content": None, "error": error})
+    named = [response.model_copy(update={"content": None}) for response in reply.member_responses]
+    shorter = (
+        without_answer,
+        without_answer.model_copy(update={"member_responses": named}),
+        without_answer.model_copy(update={"member_responses": []}),
+    )
+    return next((one for one in shorter if len(body_of(one)) <= largest_bytes), shorter[-1])
+
+
 def body_of(reply: RunReply) -> bytes:
     """Return the reply as it is stored and published."""
     return reply.model_dump_json().encode()

@@ -10,16 +10,16 @@ import structlog
 from aio_pika import DeliveryMode, Message
 
 from schemas.errors import ErrorCode
-from schemas.replies import REPLY_TYPE
+from schemas.replies import REPLY_TYPE, RunReply
 from schemas.requests import RunRequest
 from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery
 from worker.intake.forwarding import CODE_HEADER
 from worker.intake.reading import known_ids
 from worker.intake.topology import Topology
-from worker.replies.answers import body_of, rejected, unreadable
+from worker.replies.answers import body_of, rejected, shortened, unreadable
 from worker.replies.direct import DIRECT, DirectReplies
-from worker.replies.publisher import Publisher, Unroutable
+from worker.replies.publisher import MessageTooLarge, Publisher, Unroutable
 
 _SERVER_NAMED: Final = "amq.gen-"
 _MOST_ADDRESSED_TRIES: Final = 3
@@ -56,11 +56,13 @@ class ReplyPublisher:
         addresses: ReplyAddresses,
         *,
         largest_bytes: int,
+        schema: str,
     ) -> None:
         """`results` publishes to the results, the other two to what producers name in reply_to.
 
-        What is larger than `largest_bytes` is not looked into.
+        What is larger than `largest_bytes` is not looked into. `schema` is where answers are stored.
         """
+        self._schema = schema
         self._largest_bytes = largest_bytes
         self._results = results
         self._addressed = addressed
@@ -69,7 +71,19 @@ class ReplyPublisher:
         self._addresses = addresses
 
     async def publish(self, body: bytes, request: RunRequest, delivery: Delivery) -> bool:
-        """Publish the reply to a request; False if its delivery died first: who has it now replies."""
+        """Publish the reply to a request; False if its delivery died first: who has it now replies.
+
+        One that RabbitMQ is set to find too large is published without what is only stored then.
+        """
+        try:
+            return await self._publish(body, request, delivery)
+        except MessageTooLarge as error:
+            _log.warning("reply_too_large", bytes=len(body), largest_bytes=error.largest_bytes)
+            reply = RunReply.model_validate_json(body)
+            shorter = shortened(reply, largest_bytes=error.largest_bytes, schema=self._schema)
+            return await self._publish(body_of(shorter), request, delivery)
+
+    async def _publish(self, body: bytes, request: RunRequest, delivery: Delivery) -> bool:
         message = _message(body, request.run_id, delivery)
         reply_to = delivery.message.reply_to
         if reply_to and self._addresses.allowed(reply_to):

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import socket
 from typing import Final
-from urllib.parse import urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
 from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreFull, StoreUnavailable
+from worker.settings import hosts_of
 
 CONNECT_LIMIT_SECONDS: Final = 10
 OLDEST_SERVER: Final = 14
 """idle_session_timeout, on which the fencing of a frozen worker rests, came with PostgreSQL 14."""
+
+IDLE_SESSION_TIMEOUT: Final = "15s"
+"""Of a lane."""
+
+DRIVER_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 _TRY_AGAIN: Final = (
     asyncpg.PostgresConnectionError,
@@ -56,7 +61,7 @@ async def connect(
         settings |= {
             # Freed in time an idle holder's locks; a worker frozen while it reads a large result is not idle,
             # and loses them by the unacknowledged data (measured: 5.4 s).
-            "idle_session_timeout": "15s",
+            "idle_session_timeout": IDLE_SESSION_TIMEOUT,
             "tcp_user_timeout": "5000",
             "lock_timeout": "5s",
             "statement_timeout": "30s",
@@ -82,11 +87,17 @@ async def connect(
         ) from None
     except asyncpg.TargetServerAttributeNotMatched as error:
         raise StoreUnavailable(
-            f"Postgres at {_address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
+            f"Postgres at {address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
         ) from error
     except _TRY_AGAIN as error:
+        if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
+            # What PgBouncer says to each that it is not told to ignore.
+            raise StartupError(
+                f"a connection pooler answers at {address(url)} ({_reason(error)}): give the direct address of "
+                "Postgres in TEAMTURN_POSTGRES_URL"
+            ) from None
         raise StoreUnavailable(
-            f"Postgres can't be reached at {_address(url)} ({_reason(error)}): is it running, and is "
+            f"Postgres can't be reached at {address(url)} ({_reason(error)}): is it running, and is "
             "TEAMTURN_POSTGRES_URL right?"
         ) from error
     except (ValueError, asyncpg.PostgresError) as error:
@@ -125,6 +136,6 @@ def _reason(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
-def _address(url: SecretStr) -> str:
-    parts = urlsplit(url.get_secret_value())
-    return f"{parts.hostname}:{parts.port or 5432}"
+def address(url: SecretStr) -> str:
+    """Return the host and port of a URL, for people."""
+    return ", ".join(f"{host}:{port or 5432}" for host, port in hosts_of(url.get_secret_value()))

@@ -11,8 +11,10 @@ row never waits. A batch that Postgres refuses is halved until the bad row is al
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -29,6 +31,8 @@ _PING_SECONDS: Final = 3.0
 """Well below the lanes' idle_session_timeout."""
 _PONG_SECONDS: Final = 5.0
 """An idle lane whose ping is not answered by then is cut off: its worker must stop consuming for others to go on."""
+_PROOF_SECONDS: Final = 1.0
+"""How long a connection that was alive is taken to be so; far below the lanes' idle_session_timeout."""
 _STATEMENT_SECONDS: Final = 40.0
 """Past the server's statement_timeout: an answer that is late by then will not come, the line is cut."""
 _LARGEST_BATCH: Final = 256
@@ -37,7 +41,7 @@ _LARGEST_BATCH_BYTES: Final = 4 * 2**20
 _BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
 words (idle_session_timeout) and the end of the connection."""
-_RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0)
+_RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5)
 
 _log = structlog.get_logger()
 
@@ -78,6 +82,20 @@ class LaneConnection:
     _work: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: list[_Submitted] = field(default_factory=list)
     _lost: str | None = None
+    _told_of_loss: set[Callable[[], None]] = field(default_factory=set)
+    _alive_at: float = field(default_factory=time.monotonic)
+    """When the last statement was sent that was answered: then, at least, Postgres had the connection and its locks."""
+
+    @contextmanager
+    def telling_of_loss(self, told: Callable[[], None]) -> Iterator[None]:
+        """Have `told` called when the connection is lost during the block, or was before."""
+        if self._lost is not None:
+            told()
+        self._told_of_loss.add(told)
+        try:
+            yield
+        finally:
+            self._told_of_loss.discard(told)
 
     async def submit(self, statement: Statement[Row, Result], row: Row) -> Result:
         """Run the statement for a row, together with whatever else waits for it, and return the row's result.
@@ -96,6 +114,14 @@ class LaneConnection:
         self._waiting.setdefault(statement.name, (statement, []))[1].append(_Submitted(row, future))
         self._work.set()
         return future
+
+    async def prove_alive(self) -> None:
+        """Return if the connection was alive a moment ago; ask Postgres, if that is not known. Raises LaneLost.
+
+        A worker that was frozen finds answers from before, and only after them that the connection is gone.
+        """
+        if self._lost is not None or time.monotonic() - self._alive_at > _PROOF_SECONDS:
+            await self.submit(_PROOF, None)
 
     def abandon(self, reason: str) -> None:
         """Close the connection, and so give every lock back that it holds."""
@@ -181,9 +207,10 @@ class LaneConnection:
         *arguments: Any,  # noqa: ANN401 - as asyncpg
         limit_seconds: float = _STATEMENT_SECONDS,
     ) -> list[asyncpg.Record]:
+        sent = time.monotonic()
         try:
             async with answered_within(limit_seconds):
-                return await self.connection.fetch(text, *arguments)
+                records: list[asyncpg.Record] = await self.connection.fetch(text, *arguments)
         except asyncpg.DataError as error:  # raised before anything was sent, or by Postgres: the row is at fault
             raise StatementRefused(type(error).__name__) from error
         except asyncpg.ReadOnlySQLTransactionError as error:
@@ -193,14 +220,23 @@ class LaneConnection:
             if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
             raise translated(error) from error
+        self._alive_at = sent
+        return records
 
     def _lose(self, reason: str) -> None:
         if self._lost is None:
             self._lost = reason
+            for told in tuple(self._told_of_loss):
+                told()
         waiting = [one for _, submitted in self._waiting.values() for one in submitted]
         for one in (*self._under_way, *waiting):
             _settle([one], [LaneLost(reason)])
         self._waiting.clear()
+
+
+_PROOF: Final = Statement[None, None](
+    name="ping", text=sql.PING, arguments=lambda _: (), results=lambda rows, _: [None] * len(rows)
+)
 
 
 def _as_many_as_fit(statement: Statement[Any, Any], submitted: Sequence[_Submitted]) -> int:
@@ -232,6 +268,8 @@ class Lane:
         self._number = number
         self._current: LaneConnection | None = None
         self._listeners: dict[str, Callable[[], None]] = {}
+        self.connected_since = -math.inf
+        """By the monotonic clock, of a connection that followed a lost one."""
 
     @property
     def alive(self) -> bool:
@@ -260,6 +298,7 @@ class Lane:
         while True:
             if self._current is None:
                 self._current = LaneConnection(await self._reconnected())
+                self.connected_since = time.monotonic()
                 _log.info("lane_reconnected", lane=self._number)
             try:
                 await self._current.run()

@@ -55,6 +55,8 @@ class CommitRow:
     runs: list[JsonObject]
     receipt: JsonObject
     reply: bytes
+    size_bytes: int
+    """About how large it is."""
 
 
 class CommitOutcome(StrEnum):
@@ -352,7 +354,7 @@ COMMIT: Final = Statement[CommitRow, CommitOutcome](
     text=sql.COMMIT_TURNS,
     arguments=_commit_arguments,
     results=_outcomes,
-    bytes_of=lambda row: len(row.reply),
+    bytes_of=lambda row: row.size_bytes,
 )
 STORE_RECEIPT: Final = Statement[ReceiptRow, None](
     name="store_receipt",

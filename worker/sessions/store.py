@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -68,6 +68,10 @@ class ClaimedSession:
         """The number that this turn has if it is committed."""
         return 1 if self.claim.session is None else self.claim.session.turn_seq + 1
 
+    def telling_of_loss(self, told: Callable[[], None]) -> AbstractContextManager[None]:
+        """Have `told` called when the session's lock is lost during the block, or was before."""
+        return self._lane.telling_of_loss(told)
+
     async def count_attempt(self) -> int:
         """Record that the run is started, and return how often it was."""
         return await self._lane.submit(statements.COUNT_ATTEMPT, StartRow(self.request.run_id, self.request.session_id))
@@ -89,14 +93,19 @@ class ClaimedSession:
         """Record that the attempt did not cost this worker its life: it is not fruitless."""
         await self._lane.submit(statements.UNCOUNT_ATTEMPT, self.request.run_id)
 
+    async def still_held(self) -> None:
+        """Return if the session's lock was held a moment ago. Raises LaneLost if it is lost."""
+        await self._lane.prove_alive()
+
     async def record_steps(self, steps: Sequence[StepRecord]) -> None:
         """Record steps of the turn. Raises StatementRefused, and LaneLost, where the session's lock is lost."""
         row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
         await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
-    async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn) -> None:
-        """Store the turn in one transaction: session row, runs, receipt.
+    async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn, *, size_bytes: int = 0) -> None:
+        """Store the turn in one transaction: session row, runs, receipt with the body that is sent.
 
+        `size_bytes` is how large it is, where that body does not have all of it.
         Raises SessionDeleted (nothing is stored, and nothing resurrected), ClaimOutdated (somebody else wrote the
         session or took the run_id: claim again), StatementRefused (what the turn left can't be stored), and
         LaneLost, after which only a new claim can tell whether it was stored.
@@ -108,6 +117,7 @@ class ClaimedSession:
             runs=self._runs(reply, turn),
             receipt=self._receipt(reply),
             reply=body,
+            size_bytes=max(size_bytes, len(body)),
         )
         outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
@@ -176,6 +186,11 @@ class SessionStore:
     def alive(self) -> bool:
         """Whether every lane has a connection."""
         return all(lane.alive for lane in self._lanes)
+
+    @property
+    def connected_since(self) -> float:
+        """When the last lane had a connection again, by the monotonic clock; no time at all if none was ever lost."""
+        return max(lane.connected_since for lane in self._lanes)
 
     @property
     def has_room(self) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from pydantic import JsonValue
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 from worker.errors import TurnTimedOut
+from worker.executors.journal import Journal
 from worker.executors.json_values import as_json
 from worker.executors.turn import Turn
 from worker.team.budget import Budget
@@ -60,11 +62,37 @@ async def within_part(
 
 async def _in_time(limits: TurnLimits, what: str, turn: Turn, answering: Awaitable[_T]) -> _T:
     begin_state(turn, limits.session_state)
-    time_limit = asyncio.timeout(limits.timeout_seconds)
+    with _limited(limits.timeout_seconds, turn.steps.journal) as time_limit:
+        try:
+            async with time_limit:
+                return await answering
+        except TimeoutError as error:
+            if not time_limit.expired():
+                raise
+            raise TurnTimedOut(f"{what} ran longer than {limits.timeout_seconds:g} s") from error
+
+
+@contextmanager
+def _limited(seconds: float | None, journal: Journal) -> Iterator[asyncio.Timeout]:
+    """Make a time limit that leaves out what the turn's steps wait to be recorded: that is not the turn's time."""
+    loop = asyncio.get_running_loop()
+    time_limit = asyncio.timeout(None)
+    if seconds is None:
+        yield time_limit
+        return
+    begun, waited_before = loop.time(), journal.waited_seconds
+    timer: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal timer
+        until = begun + seconds + journal.waited_seconds - waited_before
+        if until > loop.time():
+            timer = loop.call_at(until, look)
+        else:
+            time_limit.reschedule(until)
+
+    timer = loop.call_at(begun + seconds, look)
     try:
-        async with time_limit:
-            return await answering
-    except TimeoutError as error:
-        if not time_limit.expired():
-            raise
-        raise TurnTimedOut(f"{what} ran longer than {limits.timeout_seconds:g} s") from error
+        yield time_limit
+    finally:
+        timer.cancel()

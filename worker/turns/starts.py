@@ -13,7 +13,7 @@ from structlog.contextvars import bind_contextvars
 
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
-from worker.executors.journal import Journal, StepRecord, StepState
+from worker.executors.journal import ENDED, Journal, StepRecord
 from worker.executors.turn import Executor, Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
@@ -45,6 +45,7 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executo
     given = _given(claim, earlier)
     kept = Journal(
         claimed.record_steps if getattr(executor, "journal", True) else None,
+        held=claimed.still_held,
         attempt=received.attempts,
         recorded=earlier.steps,
         context=given.as_json,
@@ -57,7 +58,7 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executo
 
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
     """Return the steps that earlier attempts have recorded the end of."""
-    return [step for step in earlier.steps if step.state in {StepState.DONE, StepState.FAILED}]
+    return [step for step in earlier.steps if step.state in ENDED]
 
 
 def _given(claim: Claim, earlier: Earlier) -> TurnContext:
@@ -111,8 +112,7 @@ def counted_if_outlived(received: RequestDelivery, turn: Turn) -> Iterator[None]
     try:
         yield
     except (StoreUnavailable, ClaimOutdated):
-        journal = turn.steps.journal
-        received.outlived += not (journal.has_recorded or journal.unrecorded)  # which is recorded before the next one
+        received.outlived += not turn.steps.journal.has_fruit
         raise
 
 

@@ -7,14 +7,13 @@ claim here: as it was to be, based on the session as it was. Whoever holds the d
 finds decides:
 
     a receipt               it was stored, by this commit or as another worker's attempt: the kept one is dropped
-    a newer attempt         begun by another worker: the kept one is dropped, the turn is taken as the next attempt
-    the session, as it was  it is committed
+    the session, as it was  it is committed, also where another worker has begun an attempt that came to nothing
     ... written by others   the commit is refused: it is dropped, and the turn is taken again
     ... deleted             it ends as `session_deleted`, as it would have without the outage
 
 A turn that was not at its end, and whose next step could not be recorded, is taken up again by its next attempt. What
 its steps had come to by then is kept in the same way, and recorded first: a call that must not be made twice would be
-called uncertain otherwise. Such an attempt is not fruitless: nothing but Postgres ended it.
+called uncertain otherwise.
 
 It is kept for an hour, and while there is room; what is dropped then is a turn that is taken again.
 """
@@ -57,10 +56,6 @@ class KeptResult:
     outcome: Outcome
     timing: Timing
 
-    def is_newest_in(self, claim: Claim) -> bool:
-        """Whether no later attempt was begun since."""
-        return claim.attempts <= self.turn.attempt
-
     def seen_in(self, claim: Claim) -> Claim:
         """Return a later claim with this attempt in it: an instant one is not recorded, and yet the turn was begun."""
         return replace(claim, attempts=max(claim.attempts, self.turn.attempt))
@@ -72,23 +67,27 @@ class KeptSteps:
 
     attempt: int
     records: tuple[StepRecord, ...]
-    fruitless: bool
-    """Whether it is so without them: no other step of the attempt is recorded."""
+    first_fruit: bool
+    """Whether the attempt is not fruitless any more by them."""
 
     @classmethod
     def of(cls, turn: Turn) -> Self:
         """Return those of a turn whose attempt was ended by the loss of its lane."""
         journal = turn.steps.journal
-        return cls(turn.attempt, tuple(journal.unrecorded), fruitless=not journal.has_recorded)
+        return cls(turn.attempt, tuple(journal.unrecorded), first_fruit=journal.has_fruit and not journal.has_recorded)
 
     def is_newest_in(self, claim: Claim) -> bool:
-        """Whether no later attempt was begun since."""
+        """Whether no later attempt was begun since: what that one recorded of the same steps goes before these."""
         return claim.attempts <= self.attempt
+
+    def seen_in(self, claim: Claim) -> Claim:
+        """Return a later claim with this attempt in it, recorded or not."""
+        return replace(claim, attempts=max(claim.attempts, self.attempt))
 
     async def recorded(self, claimed: ClaimedSession) -> ClaimedSession:
         """Record them under a new claim, and return it with what has changed by that. Raises as `record_steps` does."""
         await claimed.record_steps(self.records)
-        fruitless = max(claimed.claim.fruitless - self.fruitless, 0)
+        fruitless = max(claimed.claim.fruitless - self.first_fruit, 0)
         return replace(claimed, claim=replace(claimed.claim, fruitless=fruitless))
 
 

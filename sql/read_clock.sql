@@ -1,0 +1,2 @@
+-- Reads Postgres's clock. One row: now.
+select clock_timestamp() as now;

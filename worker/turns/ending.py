@@ -1,0 +1,101 @@
+"""The end of a turn, or of a request that is refused: its reply, and what is stored with it."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import structlog
+
+from schemas.replies import RunReply
+from worker.decide import Refuse
+from worker.errors import InvalidResult, SessionDeleted, StatementRefused
+from worker.executors.attempt import Outcome, failed, new_turn
+from worker.executors.turn import Executor, Turn, TurnContext
+from worker.replies.answers import Timing, body_of, finished, rejected, shortened
+from worker.sessions.store import ClaimedSession
+from worker.sessions.stored_runs import FinishedTurn
+
+LARGEST_REPLY_BYTES: Final = 15 * 2**20
+"""RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
+LARGEST_RESULT_BYTES: Final = 32 * 2**20
+"""Of a reply that is stored: all else on the lane waits while it is written, some seconds at worst (measured)."""
+
+_log = structlog.get_logger()
+
+
+class Ending:
+    """Stores how turns and requests end, in one schema."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+
+    async def refused(self, claimed: ClaimedSession, refusal: Refuse, published: float | None) -> bytes:
+        """Return the reply's bytes to a request that is refused, stored if it depends on the moment."""
+        _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
+        # What is not stored is made again for a redelivery: from the message alone, not from the clock.
+        now = time.time() if refusal.stored else published or 0.0
+        reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
+        body = body_of(reply)
+        if refusal.stored:
+            await claimed.keep_answer(reply, body)
+        return body
+
+    async def stored(
+        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
+    ) -> tuple[RunReply, bytes]:
+        """Commit a turn that was taken; return its reply, and the bytes of it that are stored and sent.
+
+        Raises what ClaimedSession.commit does, but for what is the result's own fault: that ends as invalid_result.
+        """
+        request, claim = claimed.request, claimed.claim
+        try:
+            reply, body = await self._committed(claimed, executor, turn, outcome, timing)
+        except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+            # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
+            _log.error("result_refused", reason=str(error), exc_info=error)
+            turn = new_turn(request, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
+            unstorable = failed(InvalidResult("the result can't be stored"))
+            reply = finished(request, turn, unstorable, number=None, timing=timing)
+            body = body_of(reply)
+            await claimed.keep_answer(reply, body)
+        _log.info(
+            "turn_finished",
+            target=str(request.target),
+            status=reply.status.value,
+            code=reply.error.code.value if reply.error else None,
+            turn=reply.turn,
+            **reply.metrics.model_dump(),
+        )
+        return reply, body
+
+    async def _committed(
+        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, timing: Timing
+    ) -> tuple[RunReply, bytes]:
+        reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
+        body = body_of(reply)
+        if len(body) > LARGEST_RESULT_BYTES:
+            outcome = failed(InvalidResult(f"the reply has {len(body)} bytes; the limit is {LARGEST_RESULT_BYTES}"))
+            turn.member_runs.clear()
+            reply = finished(claimed.request, turn, outcome, number=claimed.next_turn, timing=timing)
+            body = body_of(reply)
+        left = FinishedTurn(
+            name=executor.name,
+            model_name=executor.model_name,
+            session_state=outcome.session_state,
+            session_name=outcome.session_name,
+            messages=tuple(turn.messages),
+            member_runs=tuple(turn.member_runs),
+            step_results=tuple(turn.step_results),
+            details=turn.details,
+        )
+        sent = self._to_send(reply)
+        try:
+            await claimed.commit(reply, body_of(sent), left, size_bytes=len(body))
+        except SessionDeleted as error:
+            sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
+            await claimed.keep_answer(sent, body_of(sent))
+        return sent, body_of(sent)
+
+    def _to_send(self, reply: RunReply) -> RunReply:
+        return shortened(reply, largest_bytes=LARGEST_REPLY_BYTES, schema=self._schema)
