@@ -10,6 +10,8 @@ select
     (
         select count(*) from agno_runs as run
         where run.session_id = session.session_id and run.parent_run_id is null
+    ) + (
+        select count(*) from agno_2_runs(session.session_id) as old where old.run_data ->> 'parent_run_id' is null
     ) as runs,
     session.created_at,
     session.updated_at
