@@ -38,5 +38,7 @@ class SessionOverview(BaseModel):
     user_id: str | None
     name: str | None
     runs: int
+    """Members' runs are not counted."""
+    tokens: int
     created_at: int
     updated_at: int | None
