@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import asyncpg
@@ -11,7 +12,7 @@ import pytest
 from tests.acceptance.stage import DATA, Gates, json_of, worker_on
 from tests.support.broker import TestBroker
 from tests.support.waiting import eventually
-from tests.support.workers import WorkerProcess
+from tests.support.workers import WorkerProcess, environment_of
 from worker.settings import Settings
 
 
@@ -66,3 +67,55 @@ async def test_a_killed_turn_goes_on_and_what_was_recorded_is_made_once_members_
     data = await database.fetchval("select session_data from ai.sessions where session_id = 's1'")
     assert json_of(data)["session_state"] == {"paid": 3}
     assert (reply["metrics"]["model_requests"], reply["metrics"]["total_tokens"]) == (5, 60)
+
+
+_AGNO_ALONE = """
+import asyncio, sys
+from agno.db.postgres import AsyncPostgresDb
+from agno_teams import everything
+
+team = everything[0]
+team.db = AsyncPostgresDb(db_url=sys.argv[1], db_schema="theirs")
+print(asyncio.run(team.arun("go", session_id="s1", run_id="r1")).content)
+"""
+
+
+async def _agno_alone(settings: Settings, gates: Gates) -> asyncio.subprocess.Process:
+    """The same team in a process of its own, with Agno's storage."""
+    url = settings.postgres_url.get_secret_value().replace("postgresql://", "postgresql+asyncpg://")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _AGNO_ALONE, url),
+        env=environment_of(settings, TEST_GATES=str(gates.folder)),
+        cwd=DATA,
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_beside_agno_a_turn_whose_worker_died_is_resumed_and_not_begun_again(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection, tmp_path: Path
+) -> None:
+    theirs, ours = Gates(tmp_path / "theirs"), Gates(tmp_path / "ours")
+    for gates in (theirs, ours):
+        gates.folder.mkdir()
+        gates.open("leader-gate-0")
+
+    alone = await _agno_alone(settings, theirs)
+    await theirs.reached("leader-gate-2")
+    alone.kill()
+    await alone.wait()
+    theirs.open("leader-gate-2")
+    again = await _agno_alone(settings, theirs)
+    out, _ = await again.communicate()
+    print(f"Agno, a run whose process died: paid {theirs.visits('pay')} times, answered {out.decode().strip()!r}")
+
+    async with a_worker(settings, ours) as worker:
+        await worker.consuming()
+        run_id = await broker.ask("s1", "go", team_id="crew-stuck-leader")
+        await ours.reached("leader-gate-2")
+        await _recorded(database, "payer%/model.request#1", times=2)
+        worker.kill()
+        await worker.exited()
+    ours.open("leader-gate-2")
+    async with a_worker(settings, ours):
+        reply = await broker.reply(run_id)
+    assert (reply["status"], ours.visits("pay"), ours.visits("leader-gate-0")) == ("COMPLETED", 1, 1)
