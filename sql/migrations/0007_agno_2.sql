@@ -3,9 +3,10 @@
 -- migration has copied it, is the row's.
 
 -- The column `runs` of a session, if the table has one: null where it has none, or where nothing can be read in it.
--- Anybody can drop it at any time, so that no statement may name it.
+-- Anybody can drop it at any time, so that no statement may name it. The view is read with any search_path.
 create function agno_2_column(of_session varchar) returns jsonb
 language plpgsql stable
+set search_path from current
 as $$
 declare
     found jsonb;
@@ -37,12 +38,12 @@ return coalesce(jsonb_array_length(agno_2_column(of_session)), 0);
 -- The runs that a session has there and nowhere else, oldest first.
 create function agno_2_runs(of_session varchar) returns table (run_data jsonb, number bigint)
 language sql stable
-as $$
+begin atomic
     select run.data, run.number
     from jsonb_array_elements(agno_2_column(of_session)) with ordinality as run (data, number)
     where jsonb_typeof(run.data) = 'object'
       and not exists (select from agno_runs as stored where stored.run_id = run.data ->> 'run_id');
-$$;
+end;
 
 -- Whether a turn is shown it: completed, and not a member's.
 create function is_agno_2_history(run_data jsonb) returns boolean

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from tests.acceptance.stage import QUICKER, Stage, database_of_its_own, staged
 from tests.support import commands
 from tests.support.commands import COMPLETED, FAILED, MISTAKE, ODD, Ended, too_wide
 from tests.support.waiting import eventually
+from tests.support.workers import ROOT, environment_of
 from worker.sandbox import Sandbox
 from worker.settings import Settings
 
@@ -198,8 +202,26 @@ async def test_list_sorts_and_turns_pages(stage: Stage, user: str) -> None:
         "name": "bac",
     }
     code, out, err = await sessions(stage, "list", "--user", user, "--limit", "2")
-    assert (code, len(out.splitlines()), err) == (COMPLETED, 1 + 2 + 2, "more: --page 2\n")
+    assert (code, len(out.splitlines()), err) == (COMPLETED, 1 + 2 + 2, "")
     assert await listed(stage, "--user", user, "--limit", "2", "--page", "2") == [f"{user}-c"]
+
+
+async def test_list_in_a_terminal_says_that_there_is_another_page(stage: Stage, user: str) -> None:
+    await asked_by(stage, user, a="team echo", b="team echo")
+    primary, secondary = os.openpty()
+    words = ("-m", "worker", "sessions", "list", "--user", user, "--limit", "1")
+    listing = await asyncio.create_subprocess_exec(
+        *(sys.executable, *words),
+        env=environment_of(stage.settings, **QUICKER),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=secondary,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    _, err = await listing.communicate()
+    os.close(secondary)
+    os.close(primary)
+    assert err.decode() == "more: --page 2\n"
 
 
 async def test_list_without_a_match_says_so(stage: Stage) -> None:
@@ -269,7 +291,7 @@ async def test_show_has_the_last_turns_and_says_that_there_are_earlier_ones(stag
 async def test_show_has_the_code_of_a_failed_run(stage: Stage, session: str) -> None:
     await answered(stage, session, "RuntimeError", team_id="broken")
     _, out, _ = await sessions(stage, "show", session)
-    assert "executor_failed: team broken raised RuntimeError" in out
+    assert "executor_failed: team.broken raised RuntimeError" in out
 
 
 # --- rename ---

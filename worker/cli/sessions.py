@@ -78,7 +78,7 @@ def list_command(
         Console().print(session_table(shown))
     else:
         typer.echo("no sessions yet" if chosen == SessionFilter() and page == 1 else "no such sessions")
-    if len(found) > limit:
+    if len(found) > limit and sys.stdout.isatty():
         typer.echo(f"more: --page {page + 1}", err=True)
 
 

@@ -57,7 +57,7 @@ def print_session(session: StoredSession, console: Console, *, earlier: bool) ->
         ("metadata", session.metadata),
     ):
         if value:
-            console.print(Padding(printable(f"{title} {text_of(value)}"), (0, 0, 0, 2)))
+            console.print(Padding(printable(f"{title} {text_of(value)}"), (0, 0, 0, 2), expand=False))
     if earlier:
         console.print("\n  … earlier turns: --last N, or --all", style="dim")
     _Transcript(session.runs, console).print()
@@ -98,7 +98,7 @@ class _Transcript:
         return str(run.get("agent_name") or run.get("team_name") or run.get("agent_id") or run.get("team_id"))
 
     def _line(self, text: str, indent: int, style: str | None = None) -> None:
-        self._console.print(Padding(Text(printable(text), style=style or ""), (0, 0, 0, indent)))
+        self._console.print(Padding(Text(printable(text), style=style or ""), (0, 0, 0, indent), expand=False))
 
 
 def _tokens(metrics: Any) -> str:  # noqa: ANN401 - JSON
