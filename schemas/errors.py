@@ -50,6 +50,10 @@ class ErrorCode(StrEnum):
     """The reply would be larger than 15 MiB, or than RabbitMQ is set to take: its `content` is null, and so is that of
     each of its `member_responses` where need be. The message says where the answer is stored."""
 
+    # A run that its user cancelled; its status is CANCELLED.
+    CANCELLED = "cancelled"
+    """It was cancelled: while it ran, and is stored with what it had, or before it was started."""
+
     # A run that failed; ERROR, stored.
     TURN_TIMEOUT = "turn_timeout"
     """The turn ran longer than TEAMTURN_TURN_TIMEOUT, or than the team's own time-out."""

@@ -13,6 +13,7 @@ from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr, ValidationError
 
+from schemas.control import CancelRequest
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS, BrokerConnection, connect
@@ -43,6 +44,7 @@ class RunClient:
         self._names = Topology(prefix=prefix, partitions=1)
         self._connection: BrokerConnection | None = None
         self._exchange: AbstractExchange | None = None
+        self._control: AbstractExchange | None = None
         self._waiting: dict[str, asyncio.Future[RunReply]] = {}
 
     async def __aenter__(self) -> Self:
@@ -52,6 +54,7 @@ class RunClient:
         channel.close_callbacks.add(self._lost)
         try:
             self._exchange = await channel.get_exchange(self._names.requests)
+            self._control = await channel.get_exchange(self._names.control)
             replies = await channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
             await replies.consume(self._received, no_ack=True)
         except BaseException as error:
@@ -89,6 +92,27 @@ class RunClient:
                 return await future
         finally:
             del self._waiting[correlation_id]
+
+    async def cancel(self, run_id: str, *, session_id: str | None = None, user_id: str | None = None) -> None:
+        """Say that a run is not wanted any more, running, waiting or still to come; return when RabbitMQ has that.
+
+        Session and user must be the run's: of anybody else's run nothing is changed. A run that is cancelled is
+        answered as CANCELLED; one that is finished by then stays as it is. Raises BrokerUnavailable.
+        """
+        said = CancelRequest.model_validate(
+            {"type": "cancel", "run_id": run_id, "session_id": session_id, "user_id": user_id}
+        )
+        message = Message(
+            body=said.model_dump_json().encode(),
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+        )
+        if self._control is None:
+            raise BrokerUnavailable("the client is not connected: use it as `async with RunClient(…)`")
+        try:
+            await self._control.publish(message, "", mandatory=True, timeout=_PUBLISH_SECONDS)
+        except (DeliveryError, *BROKER_ERRORS) as error:
+            raise BrokerUnavailable(f"it could not be published ({type(error).__name__})") from error
 
     async def _publish(self, request: RunRequest, correlation_id: str) -> None:
         if self._exchange is None:

@@ -35,18 +35,28 @@ class Refuse:
     again is answered the same. A run_id that somebody else's run has can't be stored twice."""
 
 
-Decision = Replay | Execute | Refuse
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The run was cancelled before it was started: it never is."""
+
+
+Decision = Replay | Execute | Refuse | Cancel
 
 
 def decide(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None = None) -> Decision:
     """Decide about a claimed request. What was answered before is answered again, whatever has changed since."""
     if claim.receipt is not None and _same(request, claim.receipt):
         return Replay(claim.receipt.reply)
-    return _refusal(request, claim, target_known=target_known, forbidden_property=forbidden_property) or Execute()
+    return (
+        _foreign(request, claim, forbidden_property)
+        or _cancelled(claim)
+        or _refusal(request, claim, target_known=target_known)
+        or Execute()
+    )
 
 
-def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None) -> Refuse | None:
-    """Return why the request is not executed: the first reason that holds, foreign rights before anything told."""
+def _foreign(request: RunRequest, claim: Claim, forbidden_property: str | None) -> Refuse | None:
+    """Return why the request is nobody's who may ask here: before anything else is told."""
     if claim.receipt is not None or claim.run_exists:
         # Nothing of the other run is shown, not even whose it is.
         message = "the run_id was used before, for something different"
@@ -54,8 +64,16 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden
     if forbidden_property is not None:
         message = f"the AMQP property {forbidden_property} must not be set on a request"
         return Refuse(ErrorCode.UNSUPPORTED_PROPERTY, message)
-    if claim.session is not None and (refusal := _not_allowed(request, claim.session)) is not None:
-        return refusal
+    return None if claim.session is None else _not_allowed(request, claim.session)
+
+
+def _cancelled(claim: Claim) -> Cancel | None:
+    # One that was started before is a run, and is stored as one.
+    return Cancel() if claim.cancelled and not claim.attempts else None
+
+
+def _refusal(request: RunRequest, claim: Claim, *, target_known: bool) -> Refuse | None:
+    """Return why the request is not executed: the first reason that holds."""
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")

@@ -11,12 +11,14 @@ from typing import TypeVar
 import structlog
 
 import sql
+from schemas.control import CancelRequest
 from worker.broker import CLOSE_LIMIT_SECONDS, connected
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
 from worker.fleet.fleet import Fleet
 from worker.fleet.membership import Membership
+from worker.intake.control import Control
 from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
@@ -29,10 +31,12 @@ from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
 from worker.sessions.database import DRIVER_ERRORS, application_name, connect
 from worker.sessions.migrations import migrate, require_current
+from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.running import RunningRuns
 
 _log = structlog.get_logger()
 
@@ -123,7 +127,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
-        taker = TurnTaker(sessions, executors, answers, summaries, settings, bury=forwarder.keep_dead)
+        running = RunningRuns(sessions)
+        taker = TurnTaker(sessions, executors, answers, summaries, settings, running=running, bury=forwarder.keep_dead)
         mailboxes = Mailboxes(taker.take, forwarder.bury)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         consumers = Consumers(
@@ -134,6 +139,17 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             lost=mailboxes.forget_dead,
             name=application_name("intake"),
         )
+        control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
+        controlling = Consumers(
+            settings.amqp_url,
+            topology,
+            prefetch=settings.prefetch,
+            received=control.received,
+            lost=lambda: None,
+            name=application_name("control"),
+            announced=False,
+        )
+        controlling.want(frozenset({topology.control}))
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
         fleet = Fleet(membership, consumers, topology, sessions)
         await _as_startup(sessions.open())
@@ -142,12 +158,14 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             stack.push_async_callback(publisher.close)
         background = tuple(
             _owned(stack, asyncio.create_task(task, name=name))
-            for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()))
+            for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()), ("cancelling", running.run()))
         )
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
         stack.push_async_callback(summaries.stop)
         stack.push_async_callback(answers.stop)
         stack.push_async_callback(mailboxes.stop)
+        stack.push_async_callback(control.stop)
+        listening = _owned(stack, asyncio.create_task(controlling.run(), name="control"))
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
         yield Worker(
@@ -158,10 +176,14 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             publishers=(results, addressed, forwarding),
             consumers=consumers,
             fleet=fleet,
-            consuming=(consuming, following),
+            consuming=(consuming, following, listening),
             background=background,
             settings=settings,
         )
+
+
+def _cancellation(said: CancelRequest) -> Cancellation:
+    return Cancellation(said.run_id, said.session_id, said.user_id)
 
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from schemas.ids import SessionType
 from schemas.replies import RunReply
@@ -28,10 +29,12 @@ from worker.intake.delivery import Delivery, RequestDelivery
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.replies import ReplyPublisher
 from worker.sessions.claim import Claim, Receipt, SessionRow
+from worker.sessions.lanes import Lane
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.running import RunningRuns
 
 
 class _Claimed:
@@ -50,6 +53,8 @@ class _Claimed:
 
 class _Sessions:
     """One session, and the receipts."""
+
+    first_lane = Lane(SecretStr(""), "ai", 0)
 
     def __init__(self, session: SessionRow | None) -> None:
         self._session = session
@@ -104,7 +109,8 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     executors: Executors = {executor.target: executor}
     store = cast("SessionStore", sessions)
     in_order = RepliesInOrder(cast("ReplyPublisher", replies))
-    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings(), bury=_never)
+    running = RunningRuns(store)
+    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings(), running=running, bury=_never)
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)

@@ -53,6 +53,7 @@ def _claimed(position: int = 0, **fields: Any) -> dict[str, Any]:
         "history": None,
         "attempts": 0,
         "fruitless": 0,
+        "cancelled": False,
     }
     return made | fields
 

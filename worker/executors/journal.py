@@ -130,7 +130,7 @@ class Journal:
         self._over = asyncio.Event()
         self._told: Callable[[], None] = lambda: None
         self.stopped: Exception | None = None
-        """Why the attempt must end now: the lane is lost, or a step is uncertain."""
+        """Why the attempt must end now: the lane is lost, a step is uncertain, or the run is cancelled."""
         self._making: set[object] = set()
         self._nothing_made = asyncio.Event()
         self.unrecorded: list[StepRecord] = []
@@ -163,6 +163,12 @@ class Journal:
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
         self._told = told
+
+    def stop(self, reason: Exception) -> None:
+        """Have the attempt end now, wherever it is."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._told()
 
     def close(self, *, completed: bool) -> None:
         """Say that the attempt is over: what its users' code left behind records nothing any more."""
@@ -295,9 +301,7 @@ class Journal:
 
     async def _stop(self, reason: Exception) -> NoReturn:
         """End the attempt from outside: users' code could swallow what is raised here, and go on."""
-        if self.stopped is None:
-            self.stopped = reason
-            self._told()
+        self.stop(reason)
         await self._never()
 
     async def _never(self) -> NoReturn:
