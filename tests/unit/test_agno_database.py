@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from agno.db.base import AsyncBaseDb, BaseDb, SessionType
-from agno.db.in_memory import InMemoryDb
 from agno.db.schemas import UserMemory
 from agno.run.team import TeamRunOutput
 from agno.session import AgentSession, TeamSession

@@ -599,10 +599,11 @@ async def test_members_that_a_function_gives_are_copied_for_each_turn() -> None:
 
 async def test_what_members_that_a_function_gives_share_is_not_given_a_turn_s_models() -> None:
     """Else the later turns would ask by the first one's, which is over."""
-    shared = LearningMachine(db=InMemoryDb(), user_memory=True)
+    db = InMemoryDb()
+    shared = LearningMachine(db=db, user_memory=True)
     clerk = Scripted("served")
     leader = Scripted(lambda messages: " ".join(results_in(messages)) or delegates(("clerk", "serve")))
-    team = a_team(leader, members=lambda: [an_agent(clerk, id="clerk", name="clerk", learning=shared)])
+    team = a_team(leader, members=lambda: [an_agent(clerk, id="clerk", name="clerk", db=db, learning=shared)])
     executor = AgnoExecutor(team)
     for number in range(3):
         turn = a_turn(run_id=f"r{number}", user_id=f"u{number}")

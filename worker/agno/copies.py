@@ -149,7 +149,8 @@ def _settle_models(own: Entity, models: TurnModels) -> None:
         if (model := getattr(own, name, None)) is not None:
             setattr(own, name, models.of(model))
     for name in _WITH_MODELS:
-        if hasattr(found := getattr(own, name, None), "model"):
+        found: Any = getattr(own, name, None)
+        if hasattr(found, "model"):
             settled = copy(found)
             settled.model = models.of(settled.model)
             setattr(own, name, settled)

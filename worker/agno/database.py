@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from agno.db.base import AsyncBaseDb, BaseDb
 from agno.db.in_memory import InMemoryDb
@@ -40,7 +40,7 @@ def database_for(own: Any, held: SessionInTurn | None) -> Any:
     """
     own = InMemoryDb() if own is None else own
     base: Any = AsyncBaseDb if isinstance(own, AsyncBaseDb) else BaseDb
-    return _class_over(base, type(own))(own, held)
+    return _class_over(base, cast("Hashable", type(own)))(own, held)
 
 
 class _Sessions:
@@ -121,7 +121,7 @@ def _is_of(session: Session, session_type: Any) -> bool:
 
 
 @cache
-def _class_over(base: type, of_own: type) -> Callable[[Any, SessionInTurn | None], Any]:
+def _class_over(base: type, of_own: Hashable) -> Callable[[Any, SessionInTurn | None], Any]:
     """Return a database class of Agno's kind `base`: Agno asks by isinstance whether to await.
 
     Agno also asks what a database can do by looking which methods it has of its own: so has this one.
@@ -130,7 +130,7 @@ def _class_over(base: type, of_own: type) -> Callable[[Any, SessionInTurn | None
     return type(base)("TurnDb", (_Passing, base), methods)
 
 
-def _has(of_own: type, base: type, name: str) -> bool:
+def _has(of_own: Hashable, base: type, name: str) -> bool:
     """Whether it is to have a method: all that are abstract, and beside them what the object's own database has."""
     if name in _OURS or name in getattr(base, "__abstractmethods__", ()):
         return True
