@@ -413,3 +413,36 @@ async def test_export_writes_a_file_and_says_how_many(stage: Stage, user: str, t
 async def test_export_to_where_nothing_can_be_written_is_a_line(stage: Stage, tmp_path: Path) -> None:
     code, _, err = await sessions(stage, "export", "-o", str(tmp_path / "missing" / "sessions.jsonl"))
     assert (code, len(err.splitlines())) == (MISTAKE, 1)
+
+
+async def test_export_that_fails_leaves_the_file_that_was_there(stage: Stage, tmp_path: Path) -> None:
+    file = tmp_path / "sessions.jsonl"
+    file.write_text("precious")
+    code, _, err = await sessions(stage, "export", "nobody", "-o", str(file))
+    assert (code, len(err.splitlines())) == (MISTAKE, 1)
+    assert file.read_text() == "precious"
+    assert not file.with_name("sessions.jsonl.unfinished").exists()
+
+
+# --- what other programs wrote ---
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "metadata = '[]'",
+        "session_data = '\"text\"'",
+        "summary = '\"text\"'",
+        "session_type = 'TEAM'",
+        "session_data = null",
+    ],
+)
+async def test_whatever_is_in_a_session_it_can_be_seen_exported_and_deleted(
+    stage: Stage, session: str, user: str, odd: str
+) -> None:
+    await answered(stage, session, "one", user_id=user)
+    await stage.database.execute(f"update ai.agno_sessions set {odd} where session_id = '{session}'")  # noqa: S608 - ours
+    for command in (("list", "--user", user), ("show", session), ("export", session), ("delete", session, "--yes")):
+        code, _, err = await sessions(stage, *command)
+        assert (code, err) == (COMPLETED, ""), command
+    assert await stage.runs(session) == []

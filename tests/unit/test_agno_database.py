@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from agno.db.base import AsyncBaseDb, BaseDb, SessionType
-from agno.db.in_memory import InMemoryDb
 from agno.db.schemas import UserMemory
 from agno.run.team import TeamRunOutput
 from agno.session import AgentSession, TeamSession
@@ -39,9 +39,13 @@ def _held() -> SessionInTurn:
     return SessionInTurn(TeamSession(session_id="s1", session_data={"session_state": {"a": 1}}, runs=[]))
 
 
-def _async_instance() -> Any:
-    made = type("Own", (AsyncBaseDb,), dict.fromkeys(AsyncBaseDb.__abstractmethods__))
-    return made()
+def _methods(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("__") and inspect.isroutine(getattr(kind, name))}
+
+
+def _instance(kind: type, names: Iterable[str]) -> Any:
+    """A database of Agno's kind that has methods of its own by these names."""
+    return type("Own", (kind,), {name: lambda *_, **__: None for name in names})()
 
 
 @pytest.mark.parametrize("kind", [BaseDb, AsyncBaseDb])
@@ -49,10 +53,10 @@ async def test_every_method_but_those_of_sessions_and_runs_is_its_own_database_s
     kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asynchronous = kind is AsyncBaseDb
-    db: Any = database_for(_async_instance() if asynchronous else InMemoryDb(), _held())
+    methods = _methods(kind)
+    db: Any = database_for(_instance(kind, methods), _held())
     monkeypatch.setattr(db, "_own", _Asked(asynchronous=asynchronous))
     assert kind in type(db).__mro__
-    methods = {name for name in dir(kind) if not name.startswith("__") and inspect.isroutine(getattr(kind, name))}
     assert methods >= _SESSIONS_AND_RUNS - {"upsert_sessions"}
     for name in methods - _SESSIONS_AND_RUNS:
         method = getattr(db, name)
@@ -60,6 +64,17 @@ async def test_every_method_but_those_of_sessions_and_runs_is_its_own_database_s
         made = method("x")
         assert (await made if inspect.isawaitable(made) else made) == (name, ("x",))
     assert db.id == "own"
+
+
+@pytest.mark.parametrize("kind", [BaseDb, AsyncBaseDb])
+def test_what_its_own_database_does_not_do_it_does_not_either(kind: Any) -> None:
+    """Agno asks by that whether there is a place to keep, say, what it has compacted."""
+    abstract = set(kind.__abstractmethods__)
+    db = database_for(_instance(kind, abstract), _held())
+    others = _methods(kind) - abstract - _SESSIONS_AND_RUNS
+    assert others
+    static = inspect.getattr_static
+    assert {name for name in others if static(type(db), name) is not static(kind, name)} == set()
 
 
 def test_the_session_is_found_by_its_id_and_kind_and_no_other_one() -> None:

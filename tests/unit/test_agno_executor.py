@@ -11,8 +11,10 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+from agno.agent.followup import FollowupConfig
 from agno.db.in_memory import InMemoryDb
 from agno.exceptions import InputCheckError, ModelProviderError
+from agno.learn import LearningMachine
 from agno.models.message import Message
 from agno.run import RunContext
 from agno.tools.function import Function
@@ -593,6 +595,37 @@ async def test_members_that_a_function_gives_are_copied_for_each_turn() -> None:
     assert await AgnoExecutor(team).run(turn) == "fine"
     assert shared.team_id is None
     assert turn.usage.model_requests == 3
+
+
+async def test_what_members_that_a_function_gives_share_is_not_given_a_turn_s_models() -> None:
+    """Else the later turns would ask by the first one's, which is over."""
+    db = InMemoryDb()
+    shared = LearningMachine(db=db, user_memory=True)
+    clerk = Scripted("served")
+    leader = Scripted(lambda messages: " ".join(results_in(messages)) or delegates(("clerk", "serve")))
+    team = a_team(leader, members=lambda: [an_agent(clerk, id="clerk", name="clerk", db=db, learning=shared)])
+    executor = AgnoExecutor(team)
+    for number in range(3):
+        turn = a_turn(run_id=f"r{number}", user_id=f"u{number}")
+        async with asyncio.timeout(10):
+            assert await executor.run(turn) == "served"
+    assert shared.model is clerk
+
+
+async def test_models_of_follow_ups_are_the_turn_s_too() -> None:
+    follow = Scripted('{"suggestions": ["a", "b", "c"]}')
+    turn = a_turn()
+    await AgnoExecutor(an_agent(Scripted("fine"), followups=FollowupConfig(model=follow))).run(turn)
+    assert len(follow.asked) == 1
+    assert turn.usage.model_requests == 2
+
+
+async def test_steps_that_are_given_as_a_tuple_are_copied_too() -> None:
+    model = Scripted("found")
+    steps = (Step(name="find", agent=an_agent(model, id="finder")),)
+    turn = a_turn()
+    assert await AgnoExecutor(Workflow(id="w1", steps=steps, telemetry=False)).run(turn) == "found"
+    assert turn.usage.model_requests == 1
 
 
 async def test_a_state_that_is_to_be_overwritten_by_the_request_s_is_not_lost() -> None:

@@ -35,7 +35,8 @@ _PLAIN: Final = frozenset({str, int, bool, float})
 _DATA: Final = ("session_state", "metadata")
 """Attributes that are JSON: they are copied to the ground."""
 _MODELS: Final = ("model", "reasoning_model", "parser_model", "output_model", "followup_model")
-_MANAGERS: Final = ("memory_manager", "compression_manager", "session_summary_manager")
+_WITH_MODELS: Final = ("memory_manager", "compression_manager", "session_summary_manager", "compaction", "followups")
+"""Attributes that have a model of their own, or of its owner's."""
 _FALLBACKS: Final = ("on_error", "on_rate_limit", "on_context_overflow")
 
 
@@ -81,8 +82,8 @@ class _Copies:
             return self._made[id(value)][1] if id(value) in self._made else self._copied(value)
         if isinstance(value, Message):
             return deepcopy(value)
-        if type(value) is list:
-            return [self.of(item) for item in value]
+        if type(value) in {list, tuple}:
+            return type(value)(self.of(item) for item in value)
         return copy(value) if type(value) in {dict, set} else value
 
     def _copied(self, original: Any) -> Any:
@@ -147,11 +148,12 @@ def _settle_models(own: Entity, models: TurnModels) -> None:
     for name in _MODELS:
         if (model := getattr(own, name, None)) is not None:
             setattr(own, name, models.of(model))
-    for name in _MANAGERS:
-        if (manager := getattr(own, name, None)) is not None:
-            manager = copy(manager)
-            manager.model = models.of(manager.model)
-            setattr(own, name, manager)
+    for name in _WITH_MODELS:
+        found: Any = getattr(own, name, None)
+        if hasattr(found, "model"):
+            settled = copy(found)
+            settled.model = models.of(settled.model)
+            setattr(own, name, settled)
     if own.fallback_config is not None:
         kept = {name: [models.of(model) for model in getattr(own.fallback_config, name)] for name in _FALLBACKS}
         own.fallback_config = replace(own.fallback_config, **kept)
@@ -172,9 +174,13 @@ def _own_connection(tool: Any) -> Any:
 
 
 def _copies_of(members: Any, models: TurnModels) -> list[Any]:
-    return [
-        copy_for_turn(member, None, models) if isinstance(member, Agent | Team) else member for member in members or ()
-    ]
+    return [_copy_of(member, models) if isinstance(member, Agent | Team) else member for member in members or ()]
+
+
+def _copy_of(member: Entity, models: TurnModels) -> Entity:
+    # A function of the user's has made it: what it shares with others would be given this turn's models for good.
+    initialized(member)
+    return copy_for_turn(member, None, models)
 
 
 def _through(function: Callable[..., Any], changed: Callable[[Any], Any]) -> Callable[..., Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from agno.db.base import AsyncBaseDb, BaseDb
 from agno.db.in_memory import InMemoryDb
@@ -38,8 +38,9 @@ def database_for(own: Any, held: SessionInTurn | None) -> Any:
 
     What is no session and no run goes to `own`; without one, it is forgotten with the turn.
     """
-    made = _class_over(AsyncBaseDb if isinstance(own, AsyncBaseDb) else BaseDb)
-    return made(InMemoryDb() if own is None else own, held)
+    own = InMemoryDb() if own is None else own
+    base: Any = AsyncBaseDb if isinstance(own, AsyncBaseDb) else BaseDb
+    return _class_over(base, cast("Hashable", type(own)))(own, held)
 
 
 class _Sessions:
@@ -120,10 +121,20 @@ def _is_of(session: Session, session_type: Any) -> bool:
 
 
 @cache
-def _class_over(base: type) -> Callable[[Any, SessionInTurn | None], Any]:
-    """Return a database class of Agno's kind `base`: Agno asks by isinstance whether to await."""
-    methods = {name: _method(base, name) for name in dir(base) if _is_method(base, name)}
+def _class_over(base: type, of_own: Hashable) -> Callable[[Any, SessionInTurn | None], Any]:
+    """Return a database class of Agno's kind `base`: Agno asks by isinstance whether to await.
+
+    Agno also asks what a database can do by looking which methods it has of its own: so has this one.
+    """
+    methods = {name: _method(base, name) for name in dir(base) if _is_method(base, name) and _has(of_own, base, name)}
     return type(base)("TurnDb", (_Passing, base), methods)
+
+
+def _has(of_own: Hashable, base: type, name: str) -> bool:
+    """Whether it is to have a method: all that are abstract, and beside them what the object's own database has."""
+    if name in _OURS or name in getattr(base, "__abstractmethods__", ()):
+        return True
+    return inspect.getattr_static(of_own, name) is not inspect.getattr_static(base, name)
 
 
 class _Passing:

@@ -36,8 +36,8 @@ class AgnoExecutor:
     is shared. A resumed turn is run again from its start, and given what is recorded: the answers of models, members'
     and managers' included, and the results of your tools and of Agno's toolkits. A tool whose end is not known ends the
     turn as `step_uncertain`, unless Agno's `has_side_effects=False` or an MCP hint says that it may be called again.
-    Done again are hooks, functions that are steps of a workflow, tools that yield, searches in knowledge, and what runs
-    remotely. Raises ValueError for what can't be.
+    Done again are hooks of runs, functions that are steps of a workflow, tools that yield, searches in knowledge, what
+    a LearningMachine of yours asks its model, and what runs remotely. Raises ValueError for what can't be.
 
     Args:
         agno: The Team, Agent or Workflow, with an id or a name: requests name it by its id.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Final, TextIO, TypeVar
 
@@ -22,7 +23,7 @@ from worker.fleet.view import session_holders
 from worker.sessions.database import application_name, connect
 from worker.sessions.editing import Deleted, delete_session, rename_session
 from worker.sessions.migrations import require_current
-from worker.sessions.reader import SessionFilter, SortedBy, list_sessions, show_session
+from worker.sessions.reader import SessionFilter, SortedBy, is_turn, list_sessions, show_session
 from worker.settings import Settings
 
 app = typer.Typer(help="The stored sessions.", no_args_is_help=True)
@@ -103,7 +104,7 @@ def show_command(
     if as_json:
         typer.echo(session.model_dump_json())
         return
-    turns = [number for number, run in enumerate(session.runs) if run.get("parent_run_id") is None]
+    turns = [number for number, run in enumerate(session.runs) if is_turn(run)]
     earlier = not whole and len(turns) > last
     if earlier:
         session = session.model_copy(update={"runs": session.runs[turns[0] + 1 :]})
@@ -213,11 +214,17 @@ def export_command(
     if output is None:
         _on_database(lambda connection: export(connection, sys.stdout))
         return
+    # A file that is there stays as it is until all is written.
+    unfinished = output.with_name(f"{output.name}.unfinished")
     try:
-        with output.open("w", encoding="utf-8") as file:
+        with unfinished.open("w", encoding="utf-8") as file:
             number = _on_database(lambda connection: export(connection, file))
+        unfinished.replace(output)
     except OSError as error:
         raise StartupError(f"{output} can't be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
     typer.echo(f"{number} {'session' if number == 1 else 'sessions'} in {output}", err=True)
 
 
@@ -254,7 +261,7 @@ def _deleted(session_id: str, *, yes: bool, wait_seconds: float) -> bool:
         if not sys.stdin.isatty():
             raise StartupError("nobody can be asked here: say --yes to delete")
         target = session.team_id or session.agent_id or session.workflow_id
-        whose = one_line(f"{session_id} ({session.session_type.value} {target}, user {session.user_id or '-'})")
+        whose = one_line(f"{session_id} ({session.session_type} {target}, user {session.user_id or '-'})")
         if not typer.confirm(f"Delete {whose} with all its runs?"):
             return False
     outcome = _on_database(lambda connection: delete_session(connection, session_id, wait_seconds=wait_seconds))

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from schemas.sessions import JsonObject, SessionOverview, StoredSession
+from schemas.sessions import JsonObject, SessionOverview, StoredSession, object_of
 from worker.cli.terminal import age, one_line, printable
 from worker.executors.turn import text_of
 
@@ -31,7 +31,7 @@ def session_table(sessions: Sequence[SessionOverview]) -> Table:
     table.add_column("active", no_wrap=True)
     for one in sessions:
         # Text, not markup: an id may hold brackets.
-        target = Text(one_line(f"{one.session_type.value} {one.target_id}"))
+        target = Text(one_line(f"{one.session_type} {one.target_id}"))
         name = Text(one_line(one.session_id))
         if one.name:
             name.append(f"\n  {one_line(one.name)}", style="italic")
@@ -42,17 +42,17 @@ def session_table(sessions: Sequence[SessionOverview]) -> Table:
 
 def print_session(session: StoredSession, console: Console, *, earlier: bool) -> None:
     """Print a session's transcript, members' runs within the run that they belong to; `earlier`: it had more turns."""
-    data = session.session_data or {}
+    data = object_of(session.session_data)
     target = session.team_id or session.agent_id or session.workflow_id
     console.print(printable(f"session {session.session_id}"), style="bold")
     if isinstance(name := data.get("session_name"), str):
         console.print(f"  {one_line(name)}", style="italic")
-    console.print(printable(f"  {session.session_type.value} {target} · user {session.user_id or '-'}"))
+    console.print(printable(f"  {session.session_type} {target} · user {session.user_id or '-'}"))
     console.print(f"  created {_time(session.created_at)} · updated {_time(session.updated_at or session.created_at)}")
     if tokens := _tokens(data.get("session_metrics")):
         console.print(f"  {tokens}")
     for title, value in (
-        ("summary", (session.summary or {}).get("summary")),
+        ("summary", object_of(session.summary).get("summary")),
         ("state", data.get("session_state")),
         ("metadata", session.metadata),
     ):
@@ -60,7 +60,7 @@ def print_session(session: StoredSession, console: Console, *, earlier: bool) ->
             console.print(Padding(printable(f"{title} {text_of(value)}"), (0, 0, 0, 2), expand=False))
     if earlier:
         console.print("\n  … earlier turns: --last N, or --all", style="dim")
-    _Transcript(session.runs, console).print()
+    _Transcript([object_of(run) for run in session.runs], console).print()
 
 
 class _Transcript:
@@ -108,7 +108,8 @@ def _tokens(metrics: Any) -> str:  # noqa: ANN401 - JSON
     total, read, written = (metrics.get(f"{name}_tokens") for name in ("total", "input", "output"))
     if not isinstance(total, int) or not total:
         return ""
-    return f"{total:,} tokens" + (f" ({read:,} in, {written:,} out)" if isinstance(read, int) else "")
+    parts = f" ({read:,} in, {written:,} out)" if isinstance(read, int) and isinstance(written, int) else ""
+    return f"{total:,} tokens{parts}"
 
 
 def _time(seconds: int) -> str:

@@ -8,11 +8,12 @@ from enum import StrEnum
 from typing import Final
 
 import asyncpg
+from pydantic import JsonValue
 from pydantic_core import from_json
 
 import sql
 from schemas.ids import SessionType
-from schemas.sessions import JsonObject, SessionOverview, StoredSession
+from schemas.sessions import SessionOverview, StoredSession, object_of
 
 _OBJECTS: Final = frozenset({"session_data", "agent_data", "team_data", "workflow_data", "metadata", "summary"})
 _RUNS_AT_ONCE: Final = 50
@@ -65,10 +66,10 @@ async def show_session(
         record = await connection.fetchrow(sql.SHOW_SESSION, session_id)
         if record is None:
             return None
-        runs: list[JsonObject] = []
+        runs: list[JsonValue] = []
         turns = 0
         async for run in _latest_first(connection, session_id):
-            turns += run.get("parent_run_id") is None
+            turns += is_turn(run)
             if last is not None and turns > last:
                 break
             runs.append(run)
@@ -79,9 +80,12 @@ async def show_session(
     return StoredSession.model_validate(fields | {"runs": runs})
 
 
-async def _latest_first(connection: asyncpg.Connection, session_id: str) -> AsyncIterator[JsonObject]:
+def is_turn(run: JsonValue) -> bool:
+    """Whether a stored run is a turn of its session, and no member's."""
+    return object_of(run).get("parent_run_id") is None
+
+
+async def _latest_first(connection: asyncpg.Connection, session_id: str) -> AsyncIterator[JsonValue]:
     for text in (sql.SESSION_RUNS, sql.SESSION_RUNS_OF_AGNO_2):
         async for record in connection.cursor(text, session_id, prefetch=_RUNS_AT_ONCE):
-            run = from_json(record["run_data"])
-            if isinstance(run, dict):
-                yield run
+            yield from_json(record["run_data"])
