@@ -202,7 +202,7 @@ async def test_who_does_not_name_its_session_and_user_changes_nothing(
     ],
     ids=["no JSON", "no run", "no type", "an unknown field", "another type", "too large"],
 )
-async def test_what_can_t_be_read_goes_to_the_dead_letters_and_stops_nobody(
+async def test_what_can_t_be_read_goes_to_the_dead_letters_and_stops_nobody(  # noqa: PLR0917 - fixtures
     settings: Settings,
     broker: TestBroker,
     client: RunClient,
@@ -257,9 +257,7 @@ async def test_a_team_s_answer_after_a_cancelled_turn_does_not_show_it(
             await asyncio.Event().wait()
         return "thought"
 
-    leader = Recorded(
-        lambda messages, _: text("done") if not waits else ModelResponse(parts=[ToolCallPart("think", {})])
-    )
+    leader = Recorded(lambda *_: ModelResponse(parts=[ToolCallPart("think", {})]) if waits else text("done"))
     team = Team("t1", leader.model, tools=[think])
     async with worker_of(settings, team):
         run_id = await broker.ask("s1", "first", team_id="t1")
