@@ -36,6 +36,8 @@ class ErrorCode(StrEnum):
     """The session began with another team, agent or workflow."""
     RUN_ID_CONFLICT = "run_id_conflict"
     """The run_id was used before, for something different."""
+    SESSION_BUSY = "session_busy"
+    """An earlier request of the session was unfinished, and this one asked not to wait: `on_busy` is `reject`."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
     SESSION_TOO_LARGE = "session_too_large"

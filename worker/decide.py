@@ -43,14 +43,24 @@ class Cancel:
 Decision = Replay | Execute | Refuse | Cancel
 
 
-def decide(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None = None) -> Decision:
-    """Decide about a claimed request. What was answered before is answered again, whatever has changed since."""
+def decide(
+    request: RunRequest,
+    claim: Claim,
+    *,
+    target_known: bool,
+    forbidden_property: str | None = None,
+    busy: bool = False,
+) -> Decision:
+    """Decide about a claimed request. What was answered before is answered again, whatever has changed since.
+
+    `busy`: when it came, an earlier request of its session, another one, was unfinished.
+    """
     if claim.receipt is not None and _same(request, claim.receipt):
         return Replay(claim.receipt.reply)
     return (
         _foreign(request, claim, forbidden_property)
         or _cancelled(claim)
-        or _refusal(request, claim, target_known=target_known)
+        or _refusal(request, claim, target_known=target_known, busy=busy)
         or Execute()
     )
 
@@ -72,12 +82,17 @@ def _cancelled(claim: Claim) -> Cancel | None:
     return Cancel() if claim.cancelled and not claim.attempts else None
 
 
-def _refusal(request: RunRequest, claim: Claim, *, target_known: bool) -> Refuse | None:
+def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, busy: bool) -> Refuse | None:
     """Return why the request is not executed: the first reason that holds."""
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
-    return _not_supported(request) or _too_large(request, claim.session) or _too_late(request, claim)
+    return (
+        _not_supported(request)
+        or _too_large(request, claim.session)
+        or _too_late(request, claim)
+        or _too_busy(request, claim, busy=busy)
+    )
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
@@ -102,7 +117,7 @@ def _is_target(session: SessionRow, target: Target) -> bool:
 
 
 def _not_supported(request: RunRequest) -> Refuse | None:
-    if request.on_busy is not OnBusy.ENQUEUE:
+    if request.on_busy is OnBusy.COALESCE:
         return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
     if request.stream:
         return Refuse(ErrorCode.NOT_SUPPORTED, "stream is not supported yet; ask without it")
@@ -127,3 +142,11 @@ def _too_late(request: RunRequest, claim: Claim) -> Refuse | None:
         return None
     message = "the deadline had passed when the turn could have been started"
     return Refuse(ErrorCode.DEADLINE_EXCEEDED, message)
+
+
+def _too_busy(request: RunRequest, claim: Claim, *, busy: bool) -> Refuse | None:
+    # One that was started before has been admitted.
+    if request.on_busy is not OnBusy.REJECT or not busy or claim.attempts:
+        return None
+    message = "an earlier request of the session is unfinished"
+    return Refuse(ErrorCode.SESSION_BUSY, message, retryable=True)

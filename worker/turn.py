@@ -103,6 +103,7 @@ class TurnTaker:
         settings: Settings,
         *,
         running: RunningRuns,
+        ending: Ending,
         bury: Bury,
     ) -> None:
         self._sessions = sessions
@@ -112,7 +113,7 @@ class TurnTaker:
         self._running = running
         self._bury = bury
         self._limit = settings.turn_limit
-        self._ending = Ending(settings.db_schema)
+        self._ending = ending
         self._poison = PoisonRules(settings.max_attempts)
         self._company = Company()
         self._kept = KeptResults()
@@ -121,6 +122,10 @@ class TurnTaker:
     async def take(self, received: RequestDelivery) -> None:
         """Take one request from delivery to its stored answer; its reply and ack follow by themselves, in order."""
         request = received.request
+        if received.judged is not None:
+            await asyncio.wait([received.judged])
+        if received.settled:
+            return
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
@@ -197,6 +202,7 @@ class TurnTaker:
             claimed.claim if kept is None else kept.seen_in(claimed.claim),
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
+            busy=received.busy,
         ):
             case Replay(reply):
                 _log.info("turn_replayed")

@@ -36,6 +36,8 @@ from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.busy import BusySessions
+from worker.turns.ending import Ending
 from worker.turns.running import RunningRuns
 
 _log = structlog.get_logger()
@@ -128,8 +130,12 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
         running = RunningRuns(sessions)
-        taker = TurnTaker(sessions, executors, answers, summaries, settings, running=running, bury=forwarder.keep_dead)
-        mailboxes = Mailboxes(taker.take, forwarder.bury)
+        ending = Ending(settings.db_schema)
+        busy = BusySessions(sessions, executors, answers, ending)
+        taker = TurnTaker(
+            sessions, executors, answers, summaries, settings, running=running, ending=ending, bury=forwarder.keep_dead
+        )
+        mailboxes = Mailboxes(taker.take, forwarder.bury, busy.came)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         consumers = Consumers(
             settings.amqp_url,
@@ -164,6 +170,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         stack.push_async_callback(summaries.stop)
         stack.push_async_callback(answers.stop)
         stack.push_async_callback(mailboxes.stop)
+        stack.push_async_callback(busy.stop)
         stack.push_async_callback(control.stop)
         listening = _owned(stack, asyncio.create_task(controlling.run(), name="control"))
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))

@@ -34,6 +34,7 @@ from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.ending import Ending
 from worker.turns.running import RunningRuns
 
 
@@ -89,7 +90,7 @@ async def _never(*_: object) -> None:
     ("asked", "session", "properties", "code"),
     [
         ({"team_id": "unknown"}, None, {}, "unknown_target"),
-        ({"on_busy": "reject"}, None, {}, "not_supported"),
+        ({"on_busy": "coalesce"}, None, {}, "not_supported"),
         ({"user_id": "u2"}, {"user_id": "u1"}, {}, "session_forbidden"),
         ({}, {"session_type": SessionType.AGENT}, {}, "session_target_mismatch"),
         ({}, None, {"priority": 5}, "unsupported_property"),
@@ -110,7 +111,9 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     store = cast("SessionStore", sessions)
     in_order = RepliesInOrder(cast("ReplyPublisher", replies))
     running = RunningRuns(store)
-    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings(), running=running, bury=_never)
+    taker = TurnTaker(
+        store, executors, in_order, Summaries(store), Settings(), running=running, ending=Ending("ai"), bury=_never
+    )
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)
