@@ -119,8 +119,6 @@ def _is_target(session: SessionRow, target: Target) -> bool:
 def _not_supported(request: RunRequest) -> Refuse | None:
     if request.on_busy is OnBusy.COALESCE:
         return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
-    if request.stream:
-        return Refuse(ErrorCode.NOT_SUPPORTED, "stream is not supported yet; ask without it")
     return None
 
 

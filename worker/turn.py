@@ -68,7 +68,7 @@ from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
-from worker.turns.starts import begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.starts import PublishEvent, begun_turn, counted_if_outlived, outlived, start_recorded
 
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -104,6 +104,7 @@ class TurnTaker:
         *,
         running: RunningRuns,
         ending: Ending,
+        publish: PublishEvent,
         bury: Bury,
     ) -> None:
         self._sessions = sessions
@@ -114,6 +115,7 @@ class TurnTaker:
         self._bury = bury
         self._limit = settings.turn_limit
         self._ending = ending
+        self._publish = publish
         self._poison = PoisonRules(settings.max_attempts)
         self._company = Company()
         self._kept = KeptResults()
@@ -248,7 +250,7 @@ class TurnTaker:
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
         again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
-        turn = await begun_turn(claimed, received, executor)
+        turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=again):
@@ -262,6 +264,7 @@ class TurnTaker:
         self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
     ) -> _Answer:
         reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
+        turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
 

@@ -26,6 +26,7 @@ from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
 from worker.operations.health import Condition
 from worker.replies.direct import DirectReplies
+from worker.replies.events import EventPublisher
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
@@ -129,11 +130,16 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
+        events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
         running = RunningRuns(sessions)
         ending = Ending(settings.db_schema)
         busy = BusySessions(sessions, executors, answers, ending)
         taker = TurnTaker(
-            sessions, executors, answers, summaries, settings, running=running, ending=ending, bury=forwarder.keep_dead
+            *(sessions, executors, answers, summaries, settings),
+            running=running,
+            ending=ending,
+            publish=events.publish,
+            bury=forwarder.keep_dead,
         )
         mailboxes = Mailboxes(taker.take, forwarder.bury, busy.came)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
@@ -162,10 +168,13 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
             stack.push_async_callback(publisher.close)
-        background = tuple(
-            _owned(stack, asyncio.create_task(task, name=name))
-            for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()), ("cancelling", running.run()))
-        )
+        tasks = {
+            "lanes": sessions.run(),
+            "forwarder": forwarder.run(),
+            "cancelling": running.run(),
+            "events": events.run(),
+        }
+        background = tuple(_owned(stack, asyncio.create_task(task, name=name)) for name, task in tasks.items())
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
         stack.push_async_callback(summaries.stop)
         stack.push_async_callback(answers.stop)

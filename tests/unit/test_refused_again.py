@@ -112,7 +112,11 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     in_order = RepliesInOrder(cast("ReplyPublisher", replies))
     running = RunningRuns(store)
     taker = TurnTaker(
-        store, executors, in_order, Summaries(store), Settings(), running=running, ending=Ending("ai"), bury=_never
+        *(store, executors, in_order, Summaries(store), Settings()),
+        running=running,
+        ending=Ending("ai"),
+        publish=lambda *_: None,
+        bury=_never,
     )
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):

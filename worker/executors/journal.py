@@ -142,6 +142,8 @@ class Journal:
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
         """Called when it has."""
+        self.changed: Callable[[StateChange], None] = lambda _: None
+        """Called when a step has changed the session's state."""
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
 
@@ -214,6 +216,8 @@ class Journal:
                 raise
         record = {"result": result, "change": change.as_json()} if change else {"result": result}
         await self._record(asked, StepState.DONE, record, asked.tokens(result))
+        if change:
+            self.changed(change)
         return result
 
     def failure_of(self, key: str, path: str, state: dict[str, Any]) -> TurnFailed | None:
