@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from uuid import NAMESPACE_OID, uuid5
 
 from agno.media import Audio
 from agno.metrics import MessageMetrics
@@ -35,6 +36,19 @@ MEDIA: Final = {
 
 class Unrecordable(Exception):
     """What can't be told in JSON, and so not be given again."""
+
+
+def name_calls(answer: Any, key: str) -> None:
+    """Give each tool call without an id one that is made of the answer's key, the same in every attempt.
+
+    Agno would make it up, after the answer is recorded: a later attempt's call would be another one.
+    """
+    calls = enumerate(answer.tool_calls or ())
+    answer.tool_calls = [call if call.get("id") else {**call, "id": _id_of(key, place)} for place, call in calls]
+
+
+def _id_of(key: str, place: int) -> str:
+    return str(uuid5(NAMESPACE_OID, f"{key} {place}"))
 
 
 def recorded_answer(answer: Any) -> JsonValue:

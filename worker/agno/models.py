@@ -18,7 +18,7 @@ import structlog
 from agno.models.base import Model
 from pydantic import JsonValue
 
-from worker.agno.answers import Unrecordable, answer_of, recorded_answer
+from worker.agno.answers import Unrecordable, answer_of, name_calls, recorded_answer
 from worker.agno.asked import digest_of
 from worker.agno.tools import TurnTools
 from worker.executors.journal import Asked
@@ -74,20 +74,22 @@ class TurnModels:
         return answer
 
     async def _recorded(self, model: Any, asked: dict[str, Any]) -> Any:
-        made: list[Any] = []
-
-        async def make() -> JsonValue:
-            made[:] = [await self._ask(model, asked)]
-            return recorded_answer(made[0])
-
-        digest = digest_of(model, asked)
+        digest, steps = digest_of(model, asked), self.turn.steps
         name = f"{_asker(model, asked)}[{digest.hex()[:_DIGEST_CHARACTERS]}]/model.request"
         step = Asked("", digest, repeatable=True, failure_kept=False, tokens=_tokens_recorded)
-        try:
-            recorded = await self.turn.steps.call(name, step, make)
-        except Unrecordable as error:
-            _log.warning("agno_answer_not_recorded", reason=str(error), consequence="a later attempt asks again")
-            return made[0]
+        made: list[Any] = []
+        with steps.numbered(name, step) as numbered:
+
+            async def make() -> JsonValue:
+                made[:] = [await self._ask(model, asked)]
+                name_calls(made[0], f"{self.turn.run_id} {numbered.key}")
+                return recorded_answer(made[0])
+
+            try:
+                recorded = await steps.make(numbered, make)
+            except Unrecordable as error:
+                _log.warning("agno_answer_not_recorded", reason=str(error), consequence="a later attempt asks again")
+                return made[0]
         return made[0] if made else answer_of(recorded, asked.get("response_format"))
 
     async def _ask(self, model: Any, asked: dict[str, Any]) -> Any:

@@ -1,0 +1,100 @@
+"""Agno's teams whose turns are taken again behind a journal that is complete: nothing is asked for, or done, again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from agno.agent import Agent
+from agno.models.message import Message
+from agno.models.response import ModelResponse
+from agno.tools.function import Function
+from agno.workflow import Parallel, Step, Workflow
+from structlog.typing import EventDict
+
+from schemas.replies import RunStatus
+from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in
+from tests.unit.books import Book
+from worker.agno.executor import AgnoExecutor
+
+
+class Till:
+    """Where payments are made, each counted."""
+
+    def __init__(self) -> None:
+        self.paid: list[int] = []
+
+    async def pay(self, amount: int) -> str:
+        """Pay."""
+        await asyncio.sleep(0)
+        self.paid.append(amount)
+        return f"receipt {len(self.paid)}"
+
+    def buyer(self, answer: Callable[[list[Message]], Any], **fields: Any) -> Agent:
+        """An agent that can pay, and says what it was told then."""
+
+        async def answered(messages: list[Message]) -> Any:
+            await asyncio.sleep(0)  # others are asked meanwhile
+            made = " ".join(results_in(messages)) or answer(messages)
+            return await made if hasattr(made, "__await__") else made
+
+        tool = Function(name="pay", entrypoint=self.pay)
+        return an_agent(Scripted(answered), **{"id": "buyer", "name": "buyer", "tools": [tool], **fields})
+
+
+def _both(messages: list[Message]) -> str:
+    return " | ".join(results_in(messages))
+
+
+async def test_calls_to_which_a_provider_gave_no_ids_are_made_once_each() -> None:
+    till, book = Till(), Book()
+    payments = [("pay", {"amount": 1}), ("pay", {"amount": 1})]
+
+    def answer(_: list[Message]) -> ModelResponse:
+        answered = calls(*payments)
+        answered.tool_calls[0]["id"] = None
+        del answered.tool_calls[1]["id"]
+        return answered
+
+    executor = AgnoExecutor(a_team(till.buyer(answer).model, tools=[till.pay]))
+    first = await book.attempt(executor)
+    assert await book.attempt(executor) == first
+    assert till.paid == [1, 1]
+
+
+async def test_a_call_without_an_id_is_found_behind_an_answer_that_can_t_be_recorded() -> None:
+    till, book = Till(), Book()
+
+    def answer(_: list[Message]) -> ModelResponse:
+        answered = calls(("pay", {"amount": 1}), ids=[""])
+        answered.provider_data = {"raw": object()}
+        return answered
+
+    executor = AgnoExecutor(a_team(till.buyer(answer).model, tools=[till.pay]))
+    first = await book.attempt(executor)
+    assert await book.attempt(executor) == first
+    assert till.paid == [1]
+
+
+async def test_steps_side_by_side_that_ask_the_same_are_each_recorded(logged: list[EventDict]) -> None:
+    till, book = Till(), Book(fields={"workflow_id": "w1"})
+    buyer = till.buyer(lambda _: calls(("pay", {"amount": 1})))
+    both = Parallel(Step(name="one", agent=buyer), Step(name="two", agent=buyer))  # type: ignore[arg-type]
+    executor = AgnoExecutor(Workflow(id="w1", steps=[both], telemetry=False))
+    await book.attempt(executor)
+    again = await book.attempt(executor)
+    assert again.status is RunStatus.COMPLETED
+    assert till.paid == [1, 1]
+    assert logged == []
+
+
+async def test_a_member_that_is_given_one_task_twice_does_it_twice_and_no_more(logged: list[EventDict]) -> None:
+    till, book = Till(), Book()
+    buyer = till.buyer(lambda _: calls(("pay", {"amount": 1})))
+    lead = Scripted(lambda messages: _both(messages) or delegates(("buyer", "pay"), ("buyer", "pay")))
+    executor = AgnoExecutor(a_team(lead, buyer))
+    await book.attempt(executor)
+    await book.attempt(executor)
+    assert till.paid == [1, 1]
+    assert logged == []
