@@ -80,7 +80,7 @@ async def test_a_call_without_an_id_is_found_behind_an_answer_that_can_t_be_reco
 async def test_steps_side_by_side_that_ask_the_same_are_each_recorded(logged: list[EventDict]) -> None:
     till, book = Till(), Book(fields={"workflow_id": "w1"})
     buyer = till.buyer(lambda _: calls(("pay", {"amount": 1})))
-    both = Parallel(Step(name="one", agent=buyer), Step(name="two", agent=buyer))  # type: ignore[arg-type]
+    both = Parallel(Step(name="one", agent=buyer), Step(name="two", agent=buyer))
     executor = AgnoExecutor(Workflow(id="w1", steps=[both], telemetry=False))
     await book.attempt(executor)
     again = await book.attempt(executor)
@@ -97,4 +97,23 @@ async def test_a_member_that_is_given_one_task_twice_does_it_twice_and_no_more(l
     await book.attempt(executor)
     await book.attempt(executor)
     assert till.paid == [1, 1]
+    assert logged == []
+
+
+async def test_calls_of_one_id_in_conversations_side_by_side_are_told_apart(logged: list[EventDict]) -> None:
+    till, book = Till(), Book()
+    second_paid = asyncio.Event()
+
+    async def answer(messages: list[Message]) -> ModelResponse:
+        first = "first" in str(messages[-1].content)
+        if first:
+            await second_paid.wait()
+        second_paid.set()
+        return calls(("pay", {"amount": 1 if first else 2}), ids=["functions.pay:0"])
+
+    lead = Scripted(lambda messages: _both(messages) or delegates(("buyer", "first"), ("buyer", "second")))
+    executor = AgnoExecutor(a_team(lead, till.buyer(answer)))
+    first = await book.attempt(executor)
+    assert await book.attempt(executor) == first
+    assert till.paid == [2, 1]
     assert logged == []

@@ -31,6 +31,8 @@ _RUNS_MORE: Final = ("agno.tools.workflow", "agno.tools.studio_runner")
 """... but those that run agents of their own: their models' answers are recorded."""
 _SAFE_TO_REPEAT: Final = ("readOnlyHint", "idempotentHint")
 
+_DIGEST_CHARACTERS: Final = 16
+
 Call = Any
 """Agno's FunctionCall."""
 Outcome = tuple[Any, Any, Call, Any]
@@ -62,7 +64,9 @@ class TurnTools:
             return _told(outcomes[0], change)
 
         function, digest = call.function, _digest(call)
-        name = f"{_owner(function)}[{call.call_id or digest.hex()[:16]}]/tool:{function.name}"
+        # Ids of calls are unique in one conversation, and there can be more of them side by side.
+        which = " ".join(filter(None, (call.call_id, digest.hex()[:_DIGEST_CHARACTERS])))
+        name = f"{_owner(function)}[{which}]/tool:{function.name}"
         asked = Asked("", digest, repeatable=_may_be_repeated(function), failure_kept=False)
         try:
             recorded = await self.turn.steps.call(name, asked, make)
