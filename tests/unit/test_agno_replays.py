@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from agno.agent import Agent
 from agno.models.message import Message
 from agno.models.response import ModelResponse
+from agno.run import RunContext
 from agno.tools.function import Function
 from agno.workflow import Parallel, Step, Workflow
 from structlog.typing import EventDict
@@ -117,3 +120,49 @@ async def test_calls_of_one_id_in_conversations_side_by_side_are_told_apart(logg
     assert await book.attempt(executor) == first
     assert till.paid == [2, 1]
     assert logged == []
+
+
+@pytest.mark.parametrize("declared", [{}, {"has_side_effects": False}], ids=["recorded first", "may be repeated"])
+async def test_the_state_is_that_after_the_call_that_ended_last(declared: dict[str, Any]) -> None:
+    ended = {number: asyncio.Event() for number in range(4)}
+    ended[0].set()
+
+    async def add(run_context: RunContext, number: int) -> str:
+        """Add, the lowest number first."""
+        await ended[number - 1].wait()
+        state = run_context.session_state
+        assert state is not None
+        state["sum"] = state.get("sum", 0) + number
+        state.pop("draft", None)
+        state |= {"draft": "yes"} if number == 2 else {}
+        ended[number].set()
+        return f"sum {state['sum']}"
+
+    asked = [("add", {"number": number}) for number in (3, 1, 2)]
+    model = Scripted(lambda messages: _both(messages) or calls(*asked))
+    executor = AgnoExecutor(a_team(model, tools=[Function(name="add", entrypoint=add, **declared)]))
+    book = Book(fields={"session_state": {"draft": "no"}})
+    first = await book.attempt(executor)
+    assert (first.content, first.session_state) == ("sum 6 | sum 1 | sum 3", {"sum": 6})
+    assert await book.attempt(executor) == first
+
+
+async def test_a_change_is_made_again_though_it_is_the_first_thing_that_was_recorded() -> None:
+    count = itertools.count()
+
+    def put(run_context: RunContext) -> str:
+        """Put."""
+        assert next(count) == 0
+        assert run_context.session_state is not None
+        run_context.session_state["put"] = 1
+        return "put"
+
+    def answer(messages: list[Message]) -> ModelResponse:
+        said = ModelResponse(content="done") if results_in(messages) else calls(("put", {}), ids=["c1"])
+        said.provider_data = {"raw": object()}
+        return said
+
+    tool = Function(name="put", entrypoint=put, has_side_effects=False)
+    executor, book = AgnoExecutor(a_team(Scripted(answer), tools=[tool])), Book()
+    await book.attempt(executor)
+    assert (await book.attempt(executor)).session_state == {"put": 1}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from agno.exceptions import AgentRunException
@@ -44,6 +44,8 @@ class TurnTools:
     """The tools of one turn."""
 
     turn: Turn
+    _made_again: dict[int, tuple[JsonObject, dict[str, int]]] = field(default_factory=dict)
+    """Of each run's state: the state, and when the value that a key was given again was recorded."""
 
     async def call(self, made: Callable[[Call], Awaitable[Outcome]], call: Call) -> Outcome:
         """Have Agno make a call, or return what it came to in an earlier attempt."""
@@ -61,7 +63,7 @@ class TurnTools:
         async def make() -> JsonValue:
             with kept_change() as change, watched(run):
                 outcomes[:] = [await made(call)]
-            return _told(outcomes[0], change)
+            return _told(outcomes[0], change, self.turn.steps.journal.last_seq)
 
         function, digest = call.function, _digest(call)
         # Ids of calls are unique in one conversation, and there can be more of them side by side.
@@ -72,7 +74,19 @@ class TurnTools:
             recorded = await self.turn.steps.call(name, asked, make)
         except Unrecordable:
             return outcomes[0]
-        return outcomes[0] if outcomes else _outcome_of(recorded, call, run)
+        if outcomes:
+            return outcomes[0]
+        if "change" in recorded:
+            self._change_again(run.state, StateChange.of(recorded["change"]), recorded["seq"])
+        return _outcome_of(recorded, call, run)
+
+    def _change_again(self, state: JsonObject, change: StateChange, seq: int) -> None:
+        # Calls side by side are given again in the order in which they were made, and changed it in that of their ends.
+        _, made = self._made_again.setdefault(id(state), (state, {}))
+        newer = {key for key in (*change.values, *change.removed) if made.get(key, -1) < seq}
+        made.update(dict.fromkeys(newer, seq))
+        values = {key: value for key, value in change.values.items() if key in newer}
+        StateChange(values, [key for key in change.removed if key in newer]).make(state)
 
 
 class _RunState:
@@ -109,7 +123,7 @@ def _digest(call: Call) -> bytes:
     return hashlib.sha256(asked).digest()
 
 
-def _told(outcome: Outcome, change: StateChange) -> JsonValue:
+def _told(outcome: Outcome, change: StateChange, seq: int) -> JsonValue:
     success, _timer, call, execution = outcome
     told: JsonObject = {"success": success is True, "error": call.error}
     if isinstance(success, AgentRunException):
@@ -122,13 +136,11 @@ def _told(outcome: Outcome, change: StateChange) -> JsonValue:
     elif call.result is not None:
         told["text"] = str(call.result)  # which is all that Agno makes of it
     if change:
-        told["change"] = change.as_json()
+        told |= {"change": change.as_json(), "seq": seq}
     return as_recorded(told)
 
 
 def _outcome_of(recorded: Any, call: Call, run: _RunState) -> Outcome:
-    if "change" in recorded:
-        StateChange.of(recorded["change"]).make(run.state)
     timer = Timer()
     timer.start()
     timer.stop()
