@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from agno.models.response import ModelResponse
 from agno.run import RunContext
 from agno.tools.function import Function
 from agno.workflow import Parallel, Step, Workflow
+from pydantic import AliasChoices, BaseModel, Field, computed_field
 from structlog.typing import EventDict
 
 from schemas.replies import RunStatus
@@ -166,3 +167,78 @@ async def test_a_change_is_made_again_though_it_is_the_first_thing_that_was_reco
     executor, book = AgnoExecutor(a_team(Scripted(answer), tools=[tool])), Book()
     await book.attempt(executor)
     assert (await book.attempt(executor)).session_state == {"put": 1}
+
+
+class Inner(BaseModel):
+    street: str = Field(default="?", alias="streetName")
+
+
+class Aliased(BaseModel):
+    name: str = Field(alias="cityName")
+    size: int = Field(default=0, validation_alias=AliasChoices("howLarge", "large"))
+    inner: Inner
+
+
+class Computed(BaseModel, extra="forbid"):
+    name: str
+
+    @computed_field
+    def loud(self) -> str:
+        return self.name.upper()
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        (Aliased, '{"cityName": "Paris", "howLarge": 2, "inner": {"streetName": "Rue"}}'),
+        (Computed, '{"name": "Paris"}'),
+    ],
+    ids=["aliases", "not to be read as it was told"],
+)
+async def test_an_output_that_a_model_has_parsed_is_given_again(schema: type[BaseModel], said: str) -> None:
+    parsed = schema.model_validate_json(said)
+    model = Scripted(lambda _: ModelResponse(role="assistant", content=said, parsed=parsed))
+    model.supports_native_structured_outputs = True
+    executor, book = AgnoExecutor(a_team(model, output_schema=schema)), Book()
+    first = await book.attempt(executor)
+    assert first.status is RunStatus.COMPLETED
+    assert await book.attempt(executor) == first
+    assert len(model.asked) == 1
+
+
+class _Words:
+    """What is iterated over, and no generator."""
+
+    def __init__(self) -> None:
+        self._left = ["a", "b"]
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop(0)
+
+
+def _generated() -> Iterator[str]:
+    yield from "ab"
+
+
+@pytest.mark.parametrize(
+    "said", [lambda: map(str, "ab"), _Words, _generated], ids=["iterator", "async iterator", "generator"]
+)
+async def test_a_tool_that_says_bit_by_bit_is_heard_to_its_end_in_each_attempt(said: Callable[[], object]) -> None:
+    count = itertools.count()
+
+    def say() -> object:
+        """Say."""
+        next(count)
+        return said()
+
+    executor = AgnoExecutor(a_team(Scripted(lambda messages: _both(messages) or calls(("say", {}))), tools=[say]))
+    book = Book()
+    first = await book.attempt(executor)
+    assert first.content == "ab"
+    assert await book.attempt(executor) == first
+    assert next(count) == 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,6 +76,8 @@ class TurnTools:
             return outcomes[0]
         if outcomes:
             return outcomes[0]
+        if "yields" in recorded:
+            return await made(call)
         if "change" in recorded:
             self._change_again(run.state, StateChange.of(recorded["change"]), recorded["seq"])
         return _outcome_of(recorded, call, run)
@@ -131,8 +133,8 @@ def _told(outcome: Outcome, change: StateChange, seq: int) -> JsonValue:
     elif isinstance(execution.result, ToolResult):
         told["media"] = execution.result.model_dump(exclude_none=True, exclude={"images", "videos", "audios", "files"})
         told["media"] |= _media(execution.result)
-    elif inspect.isgenerator(call.result) or inspect.isasyncgen(call.result):
-        raise Unrecordable("a tool that yields")
+    elif isinstance(call.result, Iterator | AsyncIterator):
+        return {"yields": True}  # whatever Agno iterates over
     elif call.result is not None:
         told["text"] = str(call.result)  # which is all that Agno makes of it
     if change:
