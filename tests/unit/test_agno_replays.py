@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from agno.agent import Agent
 from agno.models.message import Message
 from agno.models.response import ModelResponse
 from agno.run import RunContext
+from agno.team.mode import TeamMode
 from agno.tools.function import Function
 from agno.workflow import Parallel, Step, Workflow
 from pydantic import AliasChoices, BaseModel, Field, computed_field
@@ -242,3 +244,32 @@ async def test_a_tool_that_says_bit_by_bit_is_heard_to_its_end_in_each_attempt(s
     assert first.content == "ab"
     assert await book.attempt(executor) == first
     assert next(count) == 2
+
+
+async def test_a_leader_s_tasks_have_the_same_ids_again(logged: list[EventDict]) -> None:
+    till, book = Till(), Book()
+
+    def lead(messages: list[Message]) -> Any:
+        done = results_in(messages)
+        ids = [found[1] for result in done if (found := re.match(r"Task created: \[(\w{8})\]", result))]
+        match len(done):
+            case 0:
+                return calls(*(("create_task", {"title": title, "assignee": "buyer"}) for title in ("one", "two")))
+            case 2:
+                return calls(*(("execute_task", {"task_id": one, "member_id": "buyer"}) for one in ids))
+            case 4:
+                return calls(("mark_all_complete", {"summary": "done"}))
+            case _:
+                return f"{len(set(ids))} tasks: {done[2]} {done[3]}"
+
+    model = Scripted(lead)
+    buyer = till.buyer(lambda _: calls(("pay", {"amount": 1})))
+    executor = AgnoExecutor(a_team(model, buyer, mode=TeamMode.tasks))
+    first = await book.attempt(executor)
+    assert "2 tasks: " in str(first.content)
+    assert str(first.content).count("completed") == 2
+    asked = len(model.asked)
+    again = await book.attempt(executor)
+    assert again.content == first.content
+    assert (till.paid, len(model.asked)) == ([1, 1], asked)
+    assert logged == []

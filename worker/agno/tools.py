@@ -6,10 +6,10 @@ models answer within is recorded. So are tools that yield: what they have to say
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 
 from agno.exceptions import AgentRunException
@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 
 from worker.agno.answers import MEDIA, Unrecordable, as_recorded, media_as_json
+from worker.agno.tasks import makes_task, name_task
 from worker.executors.journal import Asked
 from worker.executors.state_changes import StateChange, kept_change, watched
 from worker.executors.turn import JsonObject, Turn
@@ -53,6 +54,8 @@ class TurnTools:
             outcome = await self._recorded(made, call)
         else:
             outcome = await made(call)
+            if makes_task(call.function):
+                name_task(call, sha256(f"{self.turn.run_id} {call.call_id} {_digest(call).hex()}".encode()).digest())
         self.turn.usage.tool_calls += outcome[0] is True
         return outcome
 
@@ -122,7 +125,7 @@ def _owner(function: Any) -> str:
 
 def _digest(call: Call) -> bytes:
     asked = to_json([call.function.name, call.arguments], fallback=str, inf_nan_mode="constants")
-    return hashlib.sha256(asked).digest()
+    return sha256(asked).digest()
 
 
 def _told(outcome: Outcome, change: StateChange, seq: int) -> JsonValue:
