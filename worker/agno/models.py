@@ -39,7 +39,9 @@ class TurnModels:
 
     turn: Turn
     failures: list[Exception] = field(default_factory=list)
-    """What models have raised so far, in order: Agno keeps its text only."""
+    """What models have raised so far, in order, and was not made good by a later answer: Agno keeps its text only."""
+    _failed_runs: dict[int, Any] = field(default_factory=dict)
+    """The run that asked, by the id of the failure."""
     tools: TurnTools = field(init=False)
     _copies: dict[int, Any] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class TurnModels:
     async def answer(self, model: Any, asked: dict[str, Any]) -> Any:
         """Have a copy of a model answer, or return what it answered in an earlier attempt."""
         answer = await self._recorded(model, asked) if self.turn.steps.journal.kept else await self._ask(model, asked)
+        self._make_good(asked.get("run_response"))
         used, usage = answer.response_usage, self.turn.usage
         usage.model_requests += 1
         usage.input_tokens += getattr(used, "input_tokens", 0) or 0
@@ -98,9 +101,15 @@ class TurnModels:
             return await recording.kind.ainvoke(model, **asked)
         except Exception as error:
             self.failures.append(error)
+            self._failed_runs[id(error)] = asked.get("run_response")
             raise
         finally:
             recording.share_connections(model)
+
+    def _make_good(self, run: Any) -> None:
+        """Forget what a run has failed with before, now that it has an answer: by another try, or a fallback model."""
+        if run is not None:
+            self.failures[:] = [one for one in self.failures if self._failed_runs.get(id(one)) is not run]
 
 
 def _asker(model: Any, asked: dict[str, Any]) -> str:
