@@ -390,6 +390,13 @@ async def test_a_step_whose_model_failed_is_not_the_workflow_s_answer() -> None:
     assert [(step.name, step.content, step.status) for step in turn.step_results] == [("ask", None, RunStatus.ERROR)]
 
 
+async def test_an_answer_may_have_the_words_of_a_failure_that_was_made_good() -> None:
+    answers = iter([ModelProviderError("Not Found", status_code=500), "The page said: Not Found (404)."])
+    turn = a_turn()
+    executor = AgnoExecutor(an_agent(Scripted(lambda _: next(answers)), retries=1, delay_between_retries=0))
+    assert await executor.run(turn) == "The page said: Not Found (404)."
+
+
 async def test_an_introduction_begins_the_session() -> None:
     model = Scripted()
     executor = AgnoExecutor(a_team(model, introduction="I am Ada.", add_history_to_context=True, num_history_runs=2))

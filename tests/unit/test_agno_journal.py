@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -132,7 +133,7 @@ async def test_a_tool_whose_end_is_not_known_ends_the_turn_as_uncertain() -> Non
     outcome = await book.attempt(executor)
     assert outcome.error is not None
     assert outcome.error.code is ErrorCode.STEP_UNCERTAIN
-    assert "t1[c1]/tool:pay#1" in outcome.error.message
+    assert re.search(r"t1\[c1 \w{16}\]/tool:pay#1", outcome.error.message)
 
 
 @pytest.mark.parametrize(
@@ -302,5 +303,5 @@ async def test_tools_of_an_mcp_server_are_recorded_and_each_turn_has_a_connectio
     # Agno closes what it has connected for a run: were it the same, it would be another turn's as well.
     outcomes = await asyncio.gather(*(book.attempt(executor) for book in books))
     assert [outcome.content for outcome in outcomes] == ["tea costs 7", "tea costs 7"]
-    assert [key for key in books[0].recorded() if "tool:" in key] == ["t1[c1]/tool:price_of#1"]
+    assert [key.partition("]/")[2] for key in books[0].recorded() if "tool:" in key] == ["tool:price_of#1"]
     assert server.initialized is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from uuid import NAMESPACE_OID, uuid5
 
 from agno.media import Audio
 from agno.metrics import MessageMetrics
@@ -15,7 +16,7 @@ from agno.utils.media import (
     reconstruct_response_audio,
     reconstruct_videos,
 )
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from worker.executors.json_values import MAX_LEVELS, clean
@@ -37,6 +38,19 @@ class Unrecordable(Exception):
     """What can't be told in JSON, and so not be given again."""
 
 
+def name_calls(answer: Any, key: str) -> None:
+    """Give each tool call without an id one that is made of the answer's key, the same in every attempt.
+
+    Agno would make it up, after the answer is recorded: a later attempt's call would be another one.
+    """
+    calls = enumerate(answer.tool_calls or ())
+    answer.tool_calls = [call if call.get("id") else {**call, "id": _id_of(key, place)} for place, call in calls]
+
+
+def _id_of(key: str, place: int) -> str:
+    return str(uuid5(NAMESPACE_OID, f"{key} {place}"))
+
+
 def recorded_answer(answer: Any) -> JsonValue:
     """Return an answer as JSON. Raises Unrecordable."""
     told: dict[str, Any] = {name: value for name in _PLAIN if (value := getattr(answer, name)) is not None}
@@ -45,7 +59,7 @@ def recorded_answer(answer: Any) -> JsonValue:
     if isinstance(answer.audio, Audio):
         told["audio"] = answer.audio.to_dict()
     if isinstance(answer.parsed, BaseModel):
-        told["parsed"] = answer.parsed.model_dump(mode="json")
+        told["parsed"] = answer.parsed.model_dump(mode="json", by_alias=False)
     if answer.citations is not None:
         told["citations"] = answer.citations.model_dump(exclude_none=True)
     if answer.response_usage is not None:
@@ -65,7 +79,7 @@ def answer_of(recorded: Any, response_format: object = None) -> Any:
     if "audio" in told:
         answer.audio = reconstruct_response_audio(told["audio"])
     if "parsed" in told and isinstance(response_format, type) and issubclass(response_format, BaseModel):
-        answer.parsed = response_format.model_validate(told["parsed"])
+        answer.parsed = _parsed(response_format, told["parsed"])
     if "citations" in told:
         answer.citations = Citations.model_validate(told["citations"])
     if "response_usage" in told:
@@ -73,6 +87,14 @@ def answer_of(recorded: Any, response_format: object = None) -> Any:
     if "tool_executions" in told:
         answer.tool_executions = [ToolExecution.from_dict(execution) for execution in told["tool_executions"]]
     return answer
+
+
+def _parsed(schema: type[BaseModel], told: Any) -> BaseModel | None:
+    # It was told by the names of its fields, which need not be those that it is read by.
+    try:
+        return schema.model_validate(told, by_alias=False, by_name=True)
+    except ValidationError:
+        return None  # Agno reads the answer's content
 
 
 def media_as_json(media: Any) -> list[Any]:

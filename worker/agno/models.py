@@ -18,7 +18,7 @@ import structlog
 from agno.models.base import Model
 from pydantic import JsonValue
 
-from worker.agno.answers import Unrecordable, answer_of, recorded_answer
+from worker.agno.answers import Unrecordable, answer_of, name_calls, recorded_answer
 from worker.agno.asked import digest_of
 from worker.agno.tools import TurnTools
 from worker.executors.journal import Asked
@@ -39,7 +39,9 @@ class TurnModels:
 
     turn: Turn
     failures: list[Exception] = field(default_factory=list)
-    """What models have raised so far, in order: Agno keeps its text only."""
+    """What models have raised so far, in order, and was not made good by a later answer: Agno keeps its text only."""
+    _failed_runs: dict[int, Any] = field(default_factory=dict)
+    """The run that asked, by the id of the failure."""
     tools: TurnTools = field(init=False)
     _copies: dict[int, Any] = field(default_factory=dict)
 
@@ -67,6 +69,7 @@ class TurnModels:
     async def answer(self, model: Any, asked: dict[str, Any]) -> Any:
         """Have a copy of a model answer, or return what it answered in an earlier attempt."""
         answer = await self._recorded(model, asked) if self.turn.steps.journal.kept else await self._ask(model, asked)
+        self._make_good(asked.get("run_response"))
         used, usage = answer.response_usage, self.turn.usage
         usage.model_requests += 1
         usage.input_tokens += getattr(used, "input_tokens", 0) or 0
@@ -74,20 +77,22 @@ class TurnModels:
         return answer
 
     async def _recorded(self, model: Any, asked: dict[str, Any]) -> Any:
-        made: list[Any] = []
-
-        async def make() -> JsonValue:
-            made[:] = [await self._ask(model, asked)]
-            return recorded_answer(made[0])
-
-        digest = digest_of(model, asked)
+        digest, steps = digest_of(model, asked), self.turn.steps
         name = f"{_asker(model, asked)}[{digest.hex()[:_DIGEST_CHARACTERS]}]/model.request"
         step = Asked("", digest, repeatable=True, failure_kept=False, tokens=_tokens_recorded)
-        try:
-            recorded = await self.turn.steps.call(name, step, make)
-        except Unrecordable as error:
-            _log.warning("agno_answer_not_recorded", reason=str(error), consequence="a later attempt asks again")
-            return made[0]
+        made: list[Any] = []
+        with steps.numbered(name, step) as numbered:
+
+            async def make() -> JsonValue:
+                made[:] = [await self._ask(model, asked)]
+                name_calls(made[0], f"{self.turn.run_id} {numbered.key}")
+                return recorded_answer(made[0])
+
+            try:
+                recorded = await steps.make(numbered, make)
+            except Unrecordable as error:
+                _log.warning("agno_answer_not_recorded", reason=str(error), consequence="a later attempt asks again")
+                return made[0]
         return made[0] if made else answer_of(recorded, asked.get("response_format"))
 
     async def _ask(self, model: Any, asked: dict[str, Any]) -> Any:
@@ -96,9 +101,15 @@ class TurnModels:
             return await recording.kind.ainvoke(model, **asked)
         except Exception as error:
             self.failures.append(error)
+            self._failed_runs[id(error)] = asked.get("run_response")
             raise
         finally:
             recording.share_connections(model)
+
+    def _make_good(self, run: Any) -> None:
+        """Forget what a run has failed with before, now that it has an answer: by another try, or a fallback model."""
+        if run is not None:
+            self.failures[:] = [one for one in self.failures if self._failed_runs.get(id(one)) is not run]
 
 
 def _asker(model: Any, asked: dict[str, Any]) -> str:

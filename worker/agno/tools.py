@@ -6,10 +6,10 @@ models answer within is recorded. So are tools that yield: what they have to say
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final
 
 from agno.exceptions import AgentRunException
@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from pydantic_core import to_json
 
 from worker.agno.answers import MEDIA, Unrecordable, as_recorded, media_as_json
+from worker.agno.tasks import makes_task, name_task
 from worker.executors.journal import Asked
 from worker.executors.state_changes import StateChange, kept_change, watched
 from worker.executors.turn import JsonObject, Turn
@@ -30,6 +31,8 @@ _TOOLKITS: Final = ("agno.tools.", "agno.utils.mcp")
 _RUNS_MORE: Final = ("agno.tools.workflow", "agno.tools.studio_runner")
 """... but those that run agents of their own: their models' answers are recorded."""
 _SAFE_TO_REPEAT: Final = ("readOnlyHint", "idempotentHint")
+
+_DIGEST_CHARACTERS: Final = 16
 
 Call = Any
 """Agno's FunctionCall."""
@@ -42,6 +45,8 @@ class TurnTools:
     """The tools of one turn."""
 
     turn: Turn
+    _made_again: dict[int, tuple[JsonObject, dict[str, int]]] = field(default_factory=dict)
+    """Of each run's state: the state, and when the value that a key was given again was recorded."""
 
     async def call(self, made: Callable[[Call], Awaitable[Outcome]], call: Call) -> Outcome:
         """Have Agno make a call, or return what it came to in an earlier attempt."""
@@ -49,6 +54,8 @@ class TurnTools:
             outcome = await self._recorded(made, call)
         else:
             outcome = await made(call)
+            if makes_task(call.function):
+                name_task(call, sha256(f"{self.turn.run_id} {call.call_id} {_digest(call).hex()}".encode()).digest())
         self.turn.usage.tool_calls += outcome[0] is True
         return outcome
 
@@ -59,16 +66,32 @@ class TurnTools:
         async def make() -> JsonValue:
             with kept_change() as change, watched(run):
                 outcomes[:] = [await made(call)]
-            return _told(outcomes[0], change)
+            return _told(outcomes[0], change, self.turn.steps.journal.last_seq)
 
         function, digest = call.function, _digest(call)
-        name = f"{_owner(function)}[{call.call_id or digest.hex()[:16]}]/tool:{function.name}"
+        # Ids of calls are unique in one conversation, and there can be more of them side by side.
+        which = " ".join(filter(None, (call.call_id, digest.hex()[:_DIGEST_CHARACTERS])))
+        name = f"{_owner(function)}[{which}]/tool:{function.name}"
         asked = Asked("", digest, repeatable=_may_be_repeated(function), failure_kept=False)
         try:
             recorded = await self.turn.steps.call(name, asked, make)
         except Unrecordable:
             return outcomes[0]
-        return outcomes[0] if outcomes else _outcome_of(recorded, call, run)
+        if outcomes:
+            return outcomes[0]
+        if "yields" in recorded:
+            return await made(call)
+        if "change" in recorded:
+            self._change_again(run.state, StateChange.of(recorded["change"]), recorded["seq"])
+        return _outcome_of(recorded, call, run)
+
+    def _change_again(self, state: JsonObject, change: StateChange, seq: int) -> None:
+        # Calls side by side are given again in the order in which they were made, and changed it in that of their ends.
+        _, made = self._made_again.setdefault(id(state), (state, {}))
+        newer = {key for key in (*change.values, *change.removed) if made.get(key, -1) < seq}
+        made.update(dict.fromkeys(newer, seq))
+        values = {key: value for key, value in change.values.items() if key in newer}
+        StateChange(values, [key for key in change.removed if key in newer]).make(state)
 
 
 class _RunState:
@@ -102,10 +125,10 @@ def _owner(function: Any) -> str:
 
 def _digest(call: Call) -> bytes:
     asked = to_json([call.function.name, call.arguments], fallback=str, inf_nan_mode="constants")
-    return hashlib.sha256(asked).digest()
+    return sha256(asked).digest()
 
 
-def _told(outcome: Outcome, change: StateChange) -> JsonValue:
+def _told(outcome: Outcome, change: StateChange, seq: int) -> JsonValue:
     success, _timer, call, execution = outcome
     told: JsonObject = {"success": success is True, "error": call.error}
     if isinstance(success, AgentRunException):
@@ -113,18 +136,16 @@ def _told(outcome: Outcome, change: StateChange) -> JsonValue:
     elif isinstance(execution.result, ToolResult):
         told["media"] = execution.result.model_dump(exclude_none=True, exclude={"images", "videos", "audios", "files"})
         told["media"] |= _media(execution.result)
-    elif inspect.isgenerator(call.result) or inspect.isasyncgen(call.result):
-        raise Unrecordable("a tool that yields")
+    elif isinstance(call.result, Iterator | AsyncIterator):
+        return {"yields": True}  # whatever Agno iterates over
     elif call.result is not None:
         told["text"] = str(call.result)  # which is all that Agno makes of it
     if change:
-        told["change"] = change.as_json()
+        told |= {"change": change.as_json(), "seq": seq}
     return as_recorded(told)
 
 
 def _outcome_of(recorded: Any, call: Call, run: _RunState) -> Outcome:
-    if "change" in recorded:
-        StateChange.of(recorded["change"]).make(run.state)
     timer = Timer()
     timer.start()
     timer.stop()
