@@ -14,10 +14,12 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
 from schemas.events import RUN_EVENT, RunEvent, event_key, key_part
 from schemas.ids import SessionType, Target
+from schemas.requests import RunRequest
 from tests.support.broker import TestBroker
 from tests.support.fleet import echo
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
+from worker.client import RunClient
 from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.settings import Settings
@@ -204,6 +206,25 @@ async def test_nobody_who_watches_costs_no_turn_its_answer(settings: Settings, b
     async with worker_of(settings, echo):
         reply = await broker.reply(await broker.ask("s1", stream=True))
     assert reply["status"] == "COMPLETED"
+
+
+async def test_a_client_s_stream_ends_with_the_reply(settings: Settings) -> None:
+    team = Team("capital", _writes("Par", "is"))
+    request = RunRequest(run_id="r1", session_id="s1", team_id="capital", input="?")
+    async with (
+        worker_of(settings, team),
+        RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client,
+    ):
+        events = [event async for event in client.stream(request)]
+        again = [event async for event in client.stream(request)]
+    assert _texts(events) == ["Par", "is"]
+    last, replayed = events[-1], again[-1]
+    assert last.type == "run_finished"
+    assert replayed.type == "run_finished"
+    assert (last.reply.status.value, last.reply.content) == ("COMPLETED", "Paris")
+    # It is not executed again: there is the reply, and nothing else to tell.
+    assert len(again) == 1
+    assert replayed.reply == last.reply
 
 
 def test_keys_are_safe_and_short() -> None:
