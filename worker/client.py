@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
@@ -102,7 +102,7 @@ class RunClient:
         finally:
             del self._waiting[correlation_id]
 
-    async def stream(self, request: RunRequest, *, timeout_seconds: float = 600) -> AsyncIterator[RunEvent]:
+    async def stream(self, request: RunRequest, *, timeout_seconds: float = 600) -> AsyncGenerator[RunEvent, None]:
         """Publish a request as one that is watched, and yield its events as they happen.
 
         The last one is `run_finished`, with the reply, also where the events before it got lost. Raises as `run` does.
@@ -130,7 +130,8 @@ class RunClient:
         finally:
             answered.cancel()
             await asyncio.gather(answered, return_exceptions=True)
-            with suppress(*BROKER_ERRORS):
+            # The queue goes with the connection at the latest; a generator can be closed after that.
+            with suppress(Exception):
                 await queue.delete(if_unused=False, if_empty=False)
 
     async def cancel(self, run_id: str, *, session_id: str | None = None, user_id: str | None = None) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -101,8 +101,11 @@ async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: fl
 async def _streamed(request: RunRequest, settings: Settings, timeout_seconds: float, *, as_json: bool) -> RunReply:
     """Print a run's events as they happen, and return its reply."""
     written = False
-    async with _client(request, settings, timeout_seconds) as client:
-        async for event in client.stream(request, timeout_seconds=timeout_seconds):
+    async with (
+        _client(request, settings, timeout_seconds) as client,
+        aclosing(client.stream(request, timeout_seconds=timeout_seconds)) as events,
+    ):
+        async for event in events:
             if as_json:
                 typer.echo(event.model_dump_json())
             elif event.type == "content_delta" and event.member_run_id is None:
