@@ -2,7 +2,8 @@
 
     from teamturn import Team, Workflow, Turn, executor, RunClient
 
-They are loaded when they are first used, so that a producer which needs only RunClient imports no model libraries.
+They are loaded when they are first used, so that a producer which needs only RunClient imports no model libraries, and
+who has no use for AgnoExecutor needs no Agno.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from schemas.replies import RunReply
     from schemas.requests import RunRequest
+    from worker.agno.executor import AgnoExecutor
     from worker.client import RunClient
     from worker.executors.function import executor
     from worker.executors.turn import Turn
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from worker.team.workflow import Step, Workflow
 
 __all__ = [
+    "AgnoExecutor",
     "RunClient",
     "RunReply",
     "RunRequest",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AgnoExecutor": "worker.agno.executor",
     "RunClient": "worker.client",
     "RunReply": "schemas.replies",
     "RunRequest": "schemas.requests",

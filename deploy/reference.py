@@ -30,7 +30,19 @@ from typing_extensions import override
 from schemas.errors import ErrorCode
 from schemas.replies import MemberResponse, RunError, RunMetrics
 from schemas.requests import BinaryPart, TextPart
-from teamturn import RunClient, RunReply, RunRequest, SessionSummary, SingleAgent, Step, Team, Turn, Workflow, executor
+from teamturn import (
+    AgnoExecutor,
+    RunClient,
+    RunReply,
+    RunRequest,
+    SessionSummary,
+    SingleAgent,
+    Step,
+    Team,
+    Turn,
+    Workflow,
+    executor,
+)
 from worker.executors.turn import MemberRun, PastRun, StepResult, Usage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +51,7 @@ RECIPES = ROOT / "deploy" / "examples" / "recipes.py"
 RUN_THIS = ".venv/bin/python deploy/reference.py"
 
 Shown = Callable[..., Any] | type
-MADE: Final[tuple[Shown, ...]] = (Team, SingleAgent, Workflow, Step, SessionSummary, executor, RunClient)
+MADE: Final[tuple[Shown, ...]] = (Team, SingleAgent, Workflow, Step, SessionSummary, AgnoExecutor, executor, RunClient)
 """What users make, or call: shown with its parameters."""
 GIVEN: Final[tuple[type, ...]] = (Turn, PastRun, MemberRun, StepResult, Usage)
 """What an executor is given: shown with its fields."""
@@ -96,7 +108,7 @@ FROM_AGNO: Final = (
     ("`user_id`, `session_id`, `metadata`", "fields of the request; its `metadata` is kept with the session"),
     ("`db`", "`TEAMTURN_POSTGRES_URL`: one store for all teams"),
     ("`store_member_responses`", "always: they are runs of the session"),
-    ("`knowledge`, `memory_manager`, `learning`", "a toolset of your own; an Agno team as it is: not yet"),
+    ("`knowledge`, `memory_manager`, `learning`", "a toolset of your own"),
     ("`get_member_information_tool`", "always: the leader is told who its members are"),
     ("`stream`, `stream_events`", "not yet"),
     ("`search_past_sessions`, `read_chat_history`, `skills`", "nothing; a tool of your own"),
@@ -377,8 +389,10 @@ def _error_codes() -> str:
 
 def _from_agno() -> str:
     told = (
-        "What the parameters of Agno's `Team` are called here. Teams keep nothing themselves: whose a session is, its "
-        "id and its metadata come with each request."
+        "With `pip install 'teamturn[agno]'`, a Team, an Agent or a Workflow of Agno's in `TEAMTURN_TEAMS` is run as "
+        "it is: see `AgnoExecutor`. Who would rather have a team of teamturn's own: this is what the parameters of "
+        "Agno's `Team` are called here. Teams keep nothing themselves: whose a session is, its id and its metadata "
+        "come with each request."
     )
     return "\n\n".join(["## From Agno", textwrap.fill(told, 120), _table(("Agno", "teamturn"), FROM_AGNO)])
 

@@ -9,22 +9,27 @@ from schemas.ids import SessionType
 JsonObject = dict[str, JsonValue]
 
 
+def object_of(found: JsonValue) -> JsonObject:
+    """Return an object as it is, and anything else as an empty one: other programs write sessions, too."""
+    return found if isinstance(found, dict) else {}
+
+
 class StoredSession(BaseModel):
-    """A session with its runs. Times are unix seconds."""
+    """A session with its runs. Times are unix seconds. What should be an object is whatever JSON is stored there."""
 
     session_id: str
-    session_type: SessionType
+    session_type: SessionType | str
     agent_id: str | None
     team_id: str | None
     workflow_id: str | None
     user_id: str | None
-    session_data: JsonObject | None
-    agent_data: JsonObject | None
-    team_data: JsonObject | None
-    workflow_data: JsonObject | None
-    metadata: JsonObject | None
-    runs: list[JsonObject]
-    summary: JsonObject | None
+    session_data: JsonValue
+    agent_data: JsonValue
+    team_data: JsonValue
+    workflow_data: JsonValue
+    metadata: JsonValue
+    runs: list[JsonValue]
+    summary: JsonValue
     created_at: int
     updated_at: int | None
 
@@ -33,10 +38,12 @@ class SessionOverview(BaseModel):
     """One line of a list of sessions."""
 
     session_id: str
-    session_type: SessionType
+    session_type: SessionType | str
     target_id: str | None
     user_id: str | None
     name: str | None
     runs: int
+    """Members' runs are not counted."""
+    tokens: int
     created_at: int
     updated_at: int | None

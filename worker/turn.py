@@ -228,7 +228,7 @@ class TurnTaker:
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
         again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
-        turn = await begun_turn(claimed, received, journal=getattr(executor, "journal", True))
+        turn = await begun_turn(claimed, received, executor)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=again):

@@ -9,18 +9,18 @@ import uuid
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 from aio_pika import ExchangeType
 from aio_pika.exceptions import ChannelNotFoundEntity
 from pydantic import SecretStr
-from rich.cells import cell_len
 
 from tests.acceptance.stage import DATA, QUICKER, TEAMS, Stage, database_of_its_own, staged, two_at_a_time
+from tests.support import commands
 from tests.support.broker import TestBroker
-from tests.support.workers import environment_of, run_command
+from tests.support.commands import COMPLETED, FAILED, MISTAKE, ODD, Ended, too_wide
+from tests.support.workers import environment_of
 from worker.intake.topology import Topology, apply
 from worker.sandbox import Sandbox
 from worker.settings import Settings
@@ -29,16 +29,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMANDS = [
     *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask"),
-    *("sessions", "sessions list", "sessions show", "doctor"),
+    *("sessions", "sessions list", "sessions show", "sessions who", "sessions rename", "sessions delete"),
+    *("sessions export", "doctor"),
     *("dead", "dead list", "dead show", "dead replay", "dead drop"),
 ]
-COMPLETED, FAILED, MISTAKE = 0, 1, 2
-WIDTH = 80
-
-ODD = "[bold]séance[/bold] [/] 会議 ✓ [red"
-"""An id of markup, and of characters that are two columns wide or none of ASCII."""
-
-Ended = tuple[int, str, str]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -71,20 +65,12 @@ async def declared(stage: Stage, lane: Settings) -> Settings:
 
 
 async def teamturn(settings: Settings, *command: str, **environment: str) -> Ended:
-    """Run a command; whatever comes of it, nobody is shown a traceback."""
-    surroundings = environment_of(settings, **QUICKER, COLUMNS=str(WIDTH), NO_COLOR="1", **environment)
-    ended = await run_command(*command, environment=surroundings)
-    assert "Traceback" not in ended[2], ended[2]
-    return ended
+    return await commands.teamturn(settings, *command, **QUICKER, **environment)
 
 
 async def ask(stage: Stage, state: Path, *arguments: str) -> Ended:
     """Run `teamturn ask` with what it remembers in a place of the test's own."""
     return await teamturn(stage.settings, "ask", *arguments, "--timeout", "20", XDG_STATE_HOME=str(state))
-
-
-def too_wide(text: str) -> list[str]:
-    return [line for line in text.splitlines() if cell_len(line.rstrip()) > WIDTH]
 
 
 # --- help ---
@@ -341,89 +327,3 @@ async def test_ask_before_there_is_a_topology_says_what_to_do(lane: Settings, tm
     code, out, err = await teamturn(lane, "ask", "hello", "--team", "echo", XDG_STATE_HOME=str(tmp_path))
     assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
     assert "teamturn topology apply" in err
-
-
-# --- sessions ---
-
-
-async def answered(stage: Stage, session: str, *texts: str, **fields: Any) -> None:
-    for text in texts:
-        await stage.broker.reply(await stage.broker.ask(session, text, **fields))
-
-
-async def made_the_latest(stage: Stage, session: str) -> None:
-    """Make all other sessions older: times are whole seconds, and the tests don't wait for the next one."""
-    await stage.database.execute(
-        "update ai.agno_sessions set updated_at = updated_at - 10 where session_id <> $1", session
-    )
-
-
-@pytest.mark.parametrize("name", [ODD, "0b8d5b9c-6f26-4013-9bbc-9b5090d821e6"], ids=["markup and unicode", "uuid"])
-async def test_sessions_list_shows_a_session_on_a_line_of_80_columns(stage: Stage, name: str) -> None:
-    await answered(stage, name, "hello", user_id="u1")
-    await made_the_latest(stage, name)
-    code, out, err = await teamturn(stage.settings, "sessions", "list", "--limit", "1")
-    assert (code, err) == (0, "")
-    assert too_wide(out) == []
-    _, line = out.splitlines()
-    assert line.startswith(f"{name} ")
-    assert "echo" in line
-    assert " u1 " in line
-
-
-async def test_sessions_list_begins_with_the_latest_activity(stage: Stage, session: str) -> None:
-    await answered(stage, "zzz", "hello")
-    await answered(stage, session, "hello")
-    await made_the_latest(stage, session)
-    _, out, _ = await teamturn(stage.settings, "sessions", "list", "--json")
-    first, *_ = out.splitlines()
-    assert json.loads(first)["session_id"] == session
-
-
-async def test_sessions_list_json_is_a_session_a_line(stage: Stage, session: str) -> None:
-    await answered(stage, session, "one", "two", user_id="u1")
-    code, out, _ = await teamturn(stage.settings, "sessions", "list", "--json", "--limit", "1000")
-    (listed,) = [one for one in map(json.loads, out.splitlines()) if one["session_id"] == session]
-    assert code == 0
-    assert (listed["session_type"], listed["target_id"], listed["user_id"], listed["runs"]) == ("team", "echo", "u1", 2)
-
-
-async def test_sessions_list_of_none_says_so(sandbox: Sandbox, template: str, lane: Settings) -> None:
-    async with database_of_its_own(sandbox, template) as empty:
-        code, out, _ = await teamturn(lane, "sessions", "list", TEAMTURN_POSTGRES_URL=empty)
-    assert (code, out) == (0, "no sessions yet\n")
-
-
-async def test_sessions_show_tells_what_was_said_in_80_columns(stage: Stage) -> None:
-    name = f"{ODD} shown"
-    question = f"{ODD}? " + "a long question " * 20
-    await answered(stage, name, question, "and now?", user_id="u1")
-    code, out, err = await teamturn(stage.settings, "sessions", "show", name)
-    assert (code, err) == (0, "")
-    assert too_wide(out) == []
-    words = " ".join(out.split())
-    for said in (name, "team echo", "u1", "COMPLETED", question.strip(), "and now?"):
-        assert said in words
-
-
-async def test_sessions_show_sends_nothing_to_the_terminal_but_text(stage: Stage, session: str) -> None:
-    await answered(stage, session, "clear \x1b[2J the \x9b2J screen \x07")
-    _, out, _ = await teamturn(stage.settings, "sessions", "show", session)
-    assert [character for character in out if character in "\x1b\x9b\x07"] == []
-
-
-async def test_sessions_show_json_has_the_fifteen_columns_in_order(stage: Stage, session: str) -> None:
-    await answered(stage, session, "one", "two")
-    code, out, _ = await teamturn(stage.settings, "sessions", "show", session, "--json")
-    row = await stage.database.fetchrow("select * from ai.sessions where session_id = $1", session)
-    assert row is not None
-    shown = json.loads(out)
-    assert code == 0
-    assert list(shown) == list(row.keys())
-    assert shown["runs"] == json.loads(row["runs"])
-
-
-async def test_sessions_show_of_an_unknown_session_is_one_line_that_names_it(stage: Stage) -> None:
-    code, out, err = await teamturn(stage.settings, "sessions", "show", "[bold]nobody[/bold]")
-    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
-    assert "[bold]nobody[/bold]" in err

@@ -35,6 +35,7 @@ BENCHMARKS: Final[Mapping[Benchmark, Collection[str]]] = {
     model_turns.in_flight_model: ("in_flight_model",),
     agno_turns.vs_agno_turns: ("vs_agno_turns",),
     agno_turns.vs_agno_flat_1000: ("vs_agno_flat_1000",),
+    agno_turns.vs_agno_handoff: ("vs_agno_handoff",),
     fleet.scale_out_4: ("scale_out_4",),
     fleet.rebalance_gap: ("rebalance_gap",),
 }

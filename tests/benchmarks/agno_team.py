@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Final
 
@@ -14,16 +16,19 @@ from agno.team import Team
 from teamturn import Turn, executor
 
 HISTORY_RUNS: Final = 3
+_MODEL_SECONDS: Final = float(os.environ.get("BENCH_MODEL_SECONDS", "0"))
 _ANSWER: Final = "The capital of France is Paris."
 
 
 class InstantModel(Model):
-    """Answers at once and always the same."""
+    """Answers at once, or after BENCH_MODEL_SECONDS, and always the same."""
 
     def invoke(self, *_: Any, **__: Any) -> ModelResponse:
         return ModelResponse(role="assistant", content=_ANSWER)
 
     async def ainvoke(self, *_: Any, **__: Any) -> ModelResponse:
+        if _MODEL_SECONDS:
+            await asyncio.sleep(_MODEL_SECONDS)
         return self.invoke()
 
     def invoke_stream(self, *_: Any, **__: Any) -> Iterator[ModelResponse]:

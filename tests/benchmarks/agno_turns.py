@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from typing import Final
 
 from tests.benchmarks.copies import copy_session, settled_rows
@@ -19,6 +21,7 @@ DRIVER: Final = "asyncpg"
 PREFETCH: Final = 32
 """The best of 8, 16 and 32: SQLAlchemy's pool has 15 connections at most."""
 _SESSIONS = 100
+_BURST: Final = 5
 
 
 async def vs_agno_turns(stage: Stage) -> list[Finding]:
@@ -67,6 +70,29 @@ async def vs_agno_flat_1000(stage: Stage) -> list[Finding]:
             requests=plan.agno_lone_requests,
         )
     return [ratio("vs_agno_flat_1000", Measured("agno", "ms", theirs), Measured("teamturn", "ms", ours))]
+
+
+async def vs_agno_handoff(stage: Stage) -> list[Finding]:
+    """Five runs of one session that are submitted at once, with a model of 20 ms: until the last one is done."""
+    plan = stage.plan
+    slow = {"BENCH_MODEL_SECONDS": "0.02"}
+    rounds = ("--runs", str(_BURST), "--rounds", str(plan.agno_rounds))
+    async with stage.stand(empty=True) as settings, stage.program("agno_queue", settings, *rounds, **slow) as peer:
+        theirs = json.loads(await peer.said(r"(\{\"seconds\".*\})"))["seconds"]
+    ours = []
+    async with (
+        stage.stand() as settings,
+        Traffic(settings) as traffic,
+        stage.worker(settings, _TEAMS, **slow) as worker,
+    ):
+        await worker.consumes()
+        for number in range(plan.agno_rounds + 1):
+            burst = [request("capital", f"session-{number}", f"question {one}") for one in range(_BURST)]
+            start = time.monotonic()
+            await traffic.publish(burst)
+            await traffic.replied((number + 1) * _BURST)
+            ours.append(traffic.replies[-1].at - start)
+    return [ratio("vs_agno_handoff", Measured("agno", "s", theirs), Measured("teamturn", "s", ours[1:]))]
 
 
 def _agno(stage: Stage, settings: Settings) -> Program:

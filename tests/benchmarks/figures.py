@@ -51,6 +51,11 @@ FIGURES: Final = {
         Figure("flat_10000", "median turn in a session of 10,000 runs over one of 10", Reach("≤", 1.2)),
         Figure("vs_agno_flat_1000", "median turn after 1,000 runs of the session, Agno's over ours", Reach("≥", 20)),
         Figure(
+            "vs_agno_handoff",
+            "until five runs of a session with a 20 ms model are done, Agno's durable queue over ours",
+            Reach("≥", 10),
+        ),
+        Figure(
             "in_flight",
             "turns in flight at once in one process, each asleep 5 s",
             Reach("≥", 5_000),

@@ -67,9 +67,9 @@ class Stage:
         """A peer, a module of this package that consumes the peers' queue; not started yet."""
         return self.program(module, settings, peers_queue(settings), *arguments)
 
-    def program(self, module: str, settings: Settings, *arguments: str) -> Program:
+    def program(self, module: str, settings: Settings, *arguments: str, **more: str) -> Program:
         """A module of this package as a program, not started yet."""
-        return self._program([f"tests.benchmarks.{module}", *arguments], settings)
+        return self._program([f"tests.benchmarks.{module}", *arguments], settings, **more)
 
     def _program(self, words: Sequence[str], settings: Settings, **more: str) -> Program:
         log = self.logs / f"{words[0].rpartition('.')[2]}-{uuid.uuid4().hex[:8]}.log"

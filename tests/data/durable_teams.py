@@ -24,7 +24,7 @@ def _visit(name: str) -> Path:
     return folder / f"{name}.open"
 
 
-async def _through(name: str) -> str:
+async def through(name: str) -> str:
     opened = _visit(name)
     while "gate" in name and not opened.exists():  # noqa: ASYNC110 - another process opens it
         await asyncio.sleep(0.01)
@@ -40,7 +40,7 @@ async def steps(turn: Turn) -> Any:
 
         async def make(name: str = name) -> str:
             turn.session_state["made"] = [*turn.session_state.get("made", []), name]
-            return await _through(name)
+            return await through(name)
 
         made.append(await turn.step(name, make, repeatable=word.endswith("?")))
     return made
@@ -69,7 +69,7 @@ async def fruitful_killer(turn: Turn) -> Any:
 def _answering(name: str, *, leads: bool = False, pays: bool = False) -> FunctionModel:
     async def respond(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
         said = sum(isinstance(message, ModelResponse) for message in messages)
-        await _through(f"{name}-{said}")
+        await through(f"{name}-{said}")
         usage = RequestUsage(input_tokens=10, output_tokens=2)
         if leads and not said:
             tasks = [{"member_id": member, "task": f"do it, {member}"} for member in ("payer", "asker")]
@@ -92,7 +92,7 @@ def _answering(name: str, *, leads: bool = False, pays: bool = False) -> Functio
 async def pay(context: RunContext[Turn], amount: int) -> str:
     """Pay so much."""
     context.deps.session_state["paid"] = context.deps.session_state.get("paid", 0) + amount
-    await _through("pay")
+    await through("pay")
     return f"receipt {amount}"
 
 

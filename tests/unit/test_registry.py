@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -208,3 +209,65 @@ def test_the_working_directory_is_searched_after_what_is_installed(tmp_path: Pat
     sys.modules.pop("colorsys", None)
     assert "has no 'echo'" in _refused("colorsys:echo")
     assert sys.path[-1] == str(tmp_path)
+
+
+_AGNO = """
+from agno.agent import Agent
+from agno.team import Team
+from agno.workflow import Workflow
+from tests.unit.agno_objects import Scripted
+
+agent = Agent(id="a", model=Scripted())
+team = Team(id="t", model=Scripted(), members=[agent])
+everything = [team, agent, Workflow(id="w", steps=[agent])]
+nameless = Team(model=Scripted(), members=[])
+"""
+
+
+def test_agno_s_teams_agents_and_workflows_can_be_named(module: Module) -> None:
+    name = module(_AGNO)
+    found = load_executors(f"{name}:everything,{name}:team")
+    assert [str(target) for target in found] == ["team.t", "agent.a", "workflow.w"]
+    assert {type(executor).__name__ for executor in found.values()} == {"AgnoExecutor"}
+
+
+def test_an_agno_team_without_id_and_name_is_refused(module: Module) -> None:
+    assert "needs an id or a name" in _refused(f"{module(_AGNO)}:nameless")
+
+
+_WITHOUT_AGNO = """
+import sys
+
+class Refusing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "agno":
+            raise AssertionError(f"{name} was imported")
+
+sys.meta_path.insert(0, Refusing())
+from pydantic_ai import Agent
+from pydantic_ai.models.test import TestModel
+import teamturn
+from worker.executors.registry import load_executors
+
+for name in teamturn.__all__:
+    if name != "AgnoExecutor":
+        getattr(teamturn, name)
+this = sys.modules["users"] = type(sys)("users")
+this.everything = [teamturn.Team("t", TestModel()), Agent(TestModel(), name="a")]
+this.odd = object()
+assert len(load_executors("users:everything")) == 2
+try:
+    load_executors("users:odd")
+except Exception as error:
+    print(error)
+import worker.wiring, worker.cli
+print([name for name in sys.modules if name.partition(".")[0] == "agno" or name.startswith("worker.agno")])
+"""
+
+
+def test_nothing_of_agno_is_imported_by_who_does_not_use_it() -> None:
+    ran = subprocess.run([sys.executable, "-c", _WITHOUT_AGNO], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    refused, imported = ran.stdout.splitlines()
+    assert "is object, not a Team" in refused
+    assert imported == "[]"

@@ -11,6 +11,7 @@ from pydantic import JsonValue
 
 from tests.unit.examples import a_turn
 from worker.errors import InvalidResult
+from worker.executors.journal import Asked
 
 
 async def _price() -> JsonValue:
@@ -58,6 +59,32 @@ async def test_steps_side_by_side_are_counted_in_the_order_of_their_calls() -> N
         await asyncio.sleep(0)
         go.set()
     assert begun == ["call#1", "call#2", "call#3"]
+
+
+async def test_calls_side_by_side_have_a_number_each_and_one_that_fails_gives_its_own_to_its_repetition() -> None:
+    steps = a_turn().steps
+    asked = Asked("", failure_kept=False)
+    begun: list[str | None] = []
+    ends: list[asyncio.Future[None]] = []
+
+    async def make() -> None:
+        begun.append(steps.journal.last_key)
+        ends.append(asyncio.get_running_loop().create_future())
+        await ends[-1]
+
+    async def begin() -> asyncio.Task[None]:
+        task = asyncio.create_task(steps.call("call", asked, make))
+        await asyncio.sleep(0)
+        return task
+
+    first, second = await begin(), await begin()
+    ends[0].set_exception(LookupError)
+    await asyncio.gather(first, return_exceptions=True)
+    tasks = [second, await begin(), await begin()]
+    for end in ends[1:]:
+        end.set_result(None)
+    await asyncio.gather(*tasks)
+    assert begun == ["call#1", "call#2", "call#1", "call#3"]
 
 
 async def test_a_function_runs_once_a_call() -> None:

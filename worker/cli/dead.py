@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import asyncpg
 import typer
@@ -21,6 +19,7 @@ from schemas.ids import SessionType
 from worker.broker import connected
 from worker.cli.dead_letters import print_content, print_json, print_line
 from worker.cli.terminal import one_line
+from worker.cli.times import moment_of
 from worker.errors import StartupError
 from worker.intake.topology import Topology
 from worker.operations.dead_letter_queue import DeadLetterQueue, dead_letter_queue
@@ -31,9 +30,6 @@ from worker.sessions.migrations import require_current
 from worker.settings import Settings
 
 app = typer.Typer(help="What could not be executed: {prefix}.dead.", no_args_is_help=True)
-
-_SPAN: Final = re.compile(r"(\d+) ?(s|min|h|d)")
-_SECONDS: Final = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
 _Ids = Annotated[list[str] | None, typer.Argument(help="As `teamturn dead list` shows them.", metavar="ID")]
 _Code = Annotated[str | None, typer.Option("--code", help="Those of this code, misrouted say.")]
@@ -250,7 +246,7 @@ def _selection(  # noqa: PLR0917 - each is a filter
         raise StartupError("give one of --team, --agent and --workflow: a request is for one")
     target_type, target_id = targets[0] if targets else (None, None)
     return Selection(
-        frozenset(ids or ()), code, session, run, target_type, target_id, None if since is None else _moment(since)
+        frozenset(ids or ()), code, session, run, target_type, target_id, None if since is None else moment_of(since)
     )
 
 
@@ -260,22 +256,6 @@ def _chosen(ids: list[str] | None, *filters: str | None, everything: bool) -> Se
         raise StartupError("say which dead letters: ids as teamturn dead list shows them, filters, or --all")
     code, session, run, team, agent, workflow, since = filters
     return _selection(ids, code, session, run, team, agent, workflow, since)
-
-
-def _moment(since: str) -> datetime:
-    if found := _SPAN.fullmatch(since.strip()):
-        number, unit = found.groups()
-        try:
-            return datetime.now(UTC) - timedelta(seconds=int(number) * _SECONDS[unit])
-        except OverflowError:
-            return datetime.min.replace(tzinfo=UTC)
-    try:
-        moment = datetime.fromisoformat(since.strip())
-    except ValueError:
-        raise StartupError(
-            f"--since {since!r} is no time: give 30min, 2h, 3d, or a time such as 2030-01-31T12:00:00Z"
-        ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
 # --- going through the queue ---

@@ -3,70 +3,119 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Final, TextIO, TypeVar
 
 import asyncpg
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from schemas.fleet import SessionHolder
-from schemas.sessions import SessionOverview, StoredSession
-from worker.cli.terminal import age, printable
+from schemas.ids import SessionType
+from worker.cli.terminal import age, one_line, printable
+from worker.cli.times import moment_of
+from worker.cli.transcripts import print_session, session_table
 from worker.errors import StartupError
-from worker.executors.turn import text_of
 from worker.fleet.view import session_holders
 from worker.sessions.database import application_name, connect
+from worker.sessions.editing import Deleted, delete_session, rename_session
 from worker.sessions.migrations import require_current
-from worker.sessions.reader import list_sessions, show_session
+from worker.sessions.reader import SessionFilter, SortedBy, is_turn, list_sessions, show_session
 from worker.settings import Settings
 
 app = typer.Typer(help="The stored sessions.", no_args_is_help=True)
 
 _T = TypeVar("_T")
+_LAST_TURNS: Final = 20
+
+_Id = Annotated[str, typer.Argument(help="The session's id.", metavar="ID")]
 _AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, a session a line.")]
+_User = Annotated[str | None, typer.Option("--user", help="Those of this user.", metavar="ID")]
+_Team = Annotated[str | None, typer.Option("--team", help="Those of this team.", metavar="ID")]
+_Agent = Annotated[str | None, typer.Option("--agent", help="Those of this agent.", metavar="ID")]
+_Workflow = Annotated[str | None, typer.Option("--workflow", help="Those of this workflow.", metavar="ID")]
+_Type = Annotated[SessionType | None, typer.Option("--type", help="Those of this type.")]
+_Since = Annotated[str | None, typer.Option("--since", help="Those active since: 30min, 2h, 3d, or a time.")]
+_Text = Annotated[str | None, typer.Option("--name", help="Those with this in their name or id.", metavar="TEXT")]
 
 
 @app.command("list")
 def list_command(
     *,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
+    user: _User = None,
+    team: _Team = None,
+    agent: _Agent = None,
+    workflow: _Workflow = None,
+    session_type: _Type = None,
+    since: _Since = None,
+    name: _Text = None,
+    sort: Annotated[SortedBy, typer.Option(help="In which order; the latest first, or by name.")] = SortedBy.ACTIVE,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many to a page.")] = 20,
+    page: Annotated[int, typer.Option(min=1, max=1_000_000, help="Which page, from 1.")] = 1,
     as_json: _AsJson = False,
 ) -> None:
-    """List sessions, the latest activity first."""
-    found = _read(lambda connection: list_sessions(connection, limit=limit))
+    """List sessions, the latest activity first.
+
+    \b
+      $ teamturn sessions list --team capital --since 1d
+      $ teamturn sessions list --user ada --sort created --page 2
+      $ teamturn sessions list --name groceries --json | jq -r .session_id
+    """  # noqa: D301 - \b has typer keep the lines below it
+    chosen = _filter(user, team, agent, workflow, session_type, since, name)
+    after = (page - 1) * limit
+    # One more than is shown says whether there is another page.
+    found = _on_database(
+        lambda connection: list_sessions(connection, chosen, sorted_by=sort, limit=limit + 1, after=after)
+    )
+    shown = found[:limit]
     if as_json:
-        for session in found:
+        for session in shown:
             typer.echo(session.model_dump_json())
         return
-    if not found:
-        typer.echo("no sessions yet")
-        return
-    Console().print(_table(found))
+    if shown:
+        Console().print(session_table(shown))
+    else:
+        typer.echo("no sessions yet" if chosen == SessionFilter() and page == 1 else "no such sessions")
+    if len(found) > limit and sys.stdout.isatty():
+        typer.echo(f"more: --page {page + 1}", err=True)
 
 
 @app.command("show")
 def show_command(
-    session_id: Annotated[str, typer.Argument(help="The session's id.")],
+    session_id: _Id,
     *,
-    as_json: _AsJson = False,
+    last: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many of its last turns.")] = _LAST_TURNS,
+    everything: Annotated[bool, typer.Option("--all", help="All of its turns.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: its fifteen fields, with all turns.")] = False,
 ) -> None:
-    """Show one session: whose it is, its state, and what was said."""
-    session = _read(lambda connection: show_session(connection, session_id))
+    """Show one session: whose it is, its summary and state, and what was said, members indented.
+
+    \b
+      $ teamturn sessions show 7c9e6679-7425-40de-944b-e07fc1f90ae7 --last 3
+      $ teamturn sessions show chat-1 --json | jq .session_data.session_state
+    """  # noqa: D301 - as above
+    whole = everything or as_json
+    session = _on_database(lambda connection: show_session(connection, session_id, last=None if whole else last + 1))
     if session is None:
         raise StartupError(f"there is no session {session_id!r}")
     if as_json:
         typer.echo(session.model_dump_json())
-    else:
-        _print_session(session)
+        return
+    turns = [number for number, run in enumerate(session.runs) if is_turn(run)]
+    earlier = not whole and len(turns) > last
+    if earlier:
+        session = session.model_copy(update={"runs": session.runs[turns[0] + 1 :]})
+    print_session(session, Console(highlight=False, markup=False), earlier=earlier)
 
 
 @app.command("who")
 def who_command(
-    session_id: Annotated[str | None, typer.Argument(help="The session's id; all sessions without one.")] = None,
+    session_id: Annotated[
+        str | None, typer.Argument(help="The session's id; all sessions without one.", metavar="[ID]")
+    ] = None,
     *,
     as_json: _AsJson = False,
 ) -> None:
@@ -74,7 +123,7 @@ def who_command(
 
     Without a session: all whose turn has lasted a moment. Exit code 1 if nobody holds the session.
     """
-    holders = _read(lambda connection: session_holders(connection, session_id))
+    holders = _on_database(lambda connection: session_holders(connection, session_id))
     for holder in holders:
         if as_json:
             typer.echo(holder.model_dump_json())
@@ -85,6 +134,144 @@ def who_command(
         raise typer.Exit(0 if session_id is None else 1)
 
 
+@app.command("rename")
+def rename_command(
+    session_id: _Id,
+    name: Annotated[str, typer.Argument(help="Its name: 1 to 255 characters.", metavar="NAME")],
+) -> None:
+    """Name a session, also while a turn of it runs.
+
+    \b
+      $ teamturn sessions rename chat-1 "Holiday in Rome"
+    """  # noqa: D301 - as above
+    try:
+        found = _on_database(lambda connection: rename_session(connection, session_id, name))
+    except ValueError as error:
+        raise StartupError(str(error)) from None
+    if not found:
+        raise StartupError(f"there is no session {session_id!r}")
+
+
+@app.command("delete")
+def delete_command(
+    session_ids: Annotated[list[str], typer.Argument(help="The sessions' ids.", metavar="ID")],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    wait: Annotated[
+        float, typer.Option(min=0, max=86_400, help="Seconds to wait for a turn that is being executed.")
+    ] = 0,
+) -> None:
+    """Delete sessions with all their runs, after asking.
+
+    A session is left alone while a turn of it is being executed. The replies of its runs are kept: a request that is
+    delivered again gets its own. A request that waits, or comes later, begins a new session.
+
+    \b
+      $ teamturn sessions delete chat-1 chat-2 --yes --wait 60
+    """  # noqa: D301 - as above
+    left = [session_id for session_id in session_ids if not _deleted(session_id, yes=yes, wait_seconds=wait)]
+    raise typer.Exit(1 if left else 0)
+
+
+@app.command("export")
+def export_command(
+    session_ids: Annotated[
+        list[str] | None,
+        typer.Argument(help="The sessions' ids; without one, all that the options choose.", metavar="[ID]"),
+    ] = None,
+    *,
+    user: _User = None,
+    team: _Team = None,
+    agent: _Agent = None,
+    workflow: _Workflow = None,
+    session_type: _Type = None,
+    since: _Since = None,
+    name: _Text = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; else standard output.")] = None,
+) -> None:
+    """Export sessions as JSON lines: the fifteen fields of each, with all its runs.
+
+    \b
+      $ teamturn sessions export --user ada -o ada.jsonl
+      $ teamturn sessions export chat-1 | jq '.runs | length'
+    """  # noqa: D301 - as above
+    chosen = _filter(user, team, agent, workflow, session_type, since, name)
+    if session_ids and chosen != SessionFilter():
+        raise StartupError("give ids, or options that choose sessions, and not both")
+
+    async def export(connection: asyncpg.Connection, file: TextIO) -> int:
+        ids = session_ids or [one.session_id for one in await list_sessions(connection, chosen)]
+        number = 0
+        for session_id in ids:
+            session = await show_session(connection, session_id)
+            if session is None and session_ids:
+                raise StartupError(f"there is no session {session_id!r}")
+            if session is not None:  # else it was deleted meanwhile
+                file.write(session.model_dump_json() + "\n")
+                number += 1
+        return number
+
+    if output is None:
+        _on_database(lambda connection: export(connection, sys.stdout))
+        return
+    # A file that is there stays as it is until all is written.
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            number = _on_database(lambda connection: export(connection, file))
+        unfinished.replace(output)
+    except OSError as error:
+        raise StartupError(f"{output} can't be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    typer.echo(f"{number} {'session' if number == 1 else 'sessions'} in {output}", err=True)
+
+
+def _filter(  # noqa: PLR0917 - the options, as they are given
+    user: str | None,
+    team: str | None,
+    agent: str | None,
+    workflow: str | None,
+    session_type: SessionType | None,
+    since: str | None,
+    text: str | None,
+) -> SessionFilter:
+    named = {
+        kind: target
+        for kind, target in zip(
+            (SessionType.TEAM, SessionType.AGENT, SessionType.WORKFLOW), (team, agent, workflow), strict=True
+        )
+        if target is not None
+    }
+    if len(named) > 1 or (session_type is not None and named and session_type not in named):
+        raise StartupError("a session has one target: give one of --team, --agent and --workflow, and no other --type")
+    kind, target = next(iter(named.items()), (session_type, None))
+    moment = None if since is None else max(int(moment_of(since).timestamp()), 0)
+    return SessionFilter(user, kind, target, moment, text)
+
+
+def _deleted(session_id: str, *, yes: bool, wait_seconds: float) -> bool:
+    """Delete a session, if whoever is asked says so. Return whether there is nothing of it any more."""
+    session = _on_database(lambda connection: show_session(connection, session_id, last=1))
+    if session is None:
+        typer.echo(printable(f"{session_id}: there is no such session"), err=True)
+        return False
+    if not yes:
+        if not sys.stdin.isatty():
+            raise StartupError("nobody can be asked here: say --yes to delete")
+        target = session.team_id or session.agent_id or session.workflow_id
+        whose = one_line(f"{session_id} ({session.session_type} {target}, user {session.user_id or '-'})")
+        if not typer.confirm(f"Delete {whose} with all its runs?"):
+            return False
+    outcome = _on_database(lambda connection: delete_session(connection, session_id, wait_seconds=wait_seconds))
+    if outcome is Deleted.BUSY:
+        typer.echo(
+            printable(f"{session_id}: a turn of it is being executed; nothing is deleted (--wait SECONDS)"), err=True
+        )
+    return outcome is not Deleted.BUSY
+
+
 def _print_holder(holder: SessionHolder) -> None:
     since = "just now" if holder.since is None else age(int(holder.since.timestamp()))
     run = "" if holder.run_id is None else f" · run {holder.run_id} · attempt {holder.attempt}"
@@ -92,7 +279,7 @@ def _print_holder(holder: SessionHolder) -> None:
     typer.echo(f"{printable(holder.session_id)} · {holder.worker} · {since}{printable(run + step)}")
 
 
-def _read(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:
+def _on_database(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:
     settings = Settings.read()
 
     async def run() -> _T:
@@ -104,43 +291,3 @@ def _read(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:
             await connection.close()
 
     return asyncio.run(run())
-
-
-def _table(sessions: list[SessionOverview]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    # At 80 columns a UUID is whole, and the rest is cut; a longer id goes on in the next line.
-    table.add_column("session", overflow="fold")
-    table.add_column("target", no_wrap=True, overflow="ellipsis", max_width=15)
-    table.add_column("user", no_wrap=True, overflow="ellipsis", max_width=8)
-    table.add_column("runs", no_wrap=True, justify="right")
-    table.add_column("active", no_wrap=True)
-    for one in sessions:
-        # Text, not markup: an id may hold brackets.
-        target = Text(f"{one.session_type.value} {one.target_id}")
-        active = age(one.updated_at or one.created_at)
-        table.add_row(Text(one.session_id), target, Text(one.user_id or "-"), str(one.runs), active)
-    return table
-
-
-def _print_session(session: StoredSession) -> None:
-    console = Console(highlight=False, markup=False)
-    target = session.team_id or session.agent_id or session.workflow_id
-    console.print(f"session {session.session_id}", style="bold")
-    console.print(f"  {session.session_type.value} {target} · user {session.user_id or '-'}")
-    console.print(f"  created {_time(session.created_at)} · updated {_time(session.updated_at or session.created_at)}")
-    state = (session.session_data or {}).get("session_state")
-    if state:
-        console.print(f"  state {printable(text_of(state))}")
-    for run in session.runs:
-        indent = "    " if run.get("parent_run_id") else "  "
-        given = run.get("input")
-        asked = given.get("input_content") if isinstance(given, dict) else given
-        console.print()
-        console.print(f"{indent}run {run.get('run_id')} · {run.get('status')}", style="dim")
-        console.print(f"{indent}> {printable(text_of(asked))}")
-        if run.get("content") is not None:
-            console.print(f"{indent}{printable(text_of(run['content']))}")
-
-
-def _time(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -156,6 +156,11 @@ class Journal:
         return self.has_recorded or any(one.state in ENDED for one in self.unrecorded)
 
     @property
+    def last_seq(self) -> int:
+        """The number of the step that was recorded last."""
+        return self._seq
+
+    @property
     def waited_seconds(self) -> float:
         """How long steps of this attempt have waited to be recorded, those that wait now included."""
         return self._waited_seconds + (time.monotonic() - self._writing_since if self._writing else 0.0)

@@ -6,7 +6,7 @@ import importlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +102,36 @@ def _is_library(filename: str) -> bool:
 
 
 def _as_executor(found: Any, entry: str, agents: dict[int, Executor]) -> Executor | None:  # noqa: ANN401 - whatever the module holds
-    """Return what can take a turn; a pydantic-ai Agent is made a SingleAgent, once. None if it is neither."""
+    """Return what can take a turn. None if it is nothing that can.
+
+    A pydantic-ai Agent is made a SingleAgent, an Agno Team, Agent or Workflow an AgnoExecutor: once.
+    """
     if isinstance(getattr(found, "target", None), Target) and callable(getattr(found, "run", None)):
         executor: Executor = found
         return executor
-    # Who has no agents need not load the model libraries.
-    agent_type = getattr(sys.modules.get("pydantic_ai"), "Agent", None)
-    if agent_type is None or not isinstance(found, agent_type):
+    make = _maker_for(found)
+    if make is None:
         return None
-    from worker.team.single_agent import SingleAgent  # noqa: PLC0415 - loads the model libraries
-
     try:
-        return agents.setdefault(id(found), agents.get(id(found)) or SingleAgent(found))
+        return agents.setdefault(id(found), agents.get(id(found)) or make(found))
     except Exception as error:
         raise StartupError(_failure(entry, error)) from error
+
+
+def _maker_for(found: Any) -> Callable[[Any], Executor] | None:  # noqa: ANN401 - whatever the module holds
+    # Who has no such agents need not load their libraries; what is one, has loaded its own.
+    if _is_of(found, "pydantic_ai", "Agent"):
+        from worker.team.single_agent import SingleAgent  # noqa: PLC0415 - as said
+
+        return SingleAgent
+    if any(_is_of(found, f"agno.{name.lower()}", name) for name in ("Agent", "Team", "Workflow")):
+        from worker.agno.executor import AgnoExecutor  # noqa: PLC0415 - as said
+
+        return AgnoExecutor
+    return None
+
+
+def _is_of(found: Any, module: str, name: str) -> bool:  # noqa: ANN401 - whatever the module holds
+    """Whether it is an instance of a class of a module, which is not imported for the answer."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(found, kind)

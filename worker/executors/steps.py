@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -30,6 +32,8 @@ class Steps:
         self.journal = journal or Journal()
         self._path = path
         self._uses: Counter[str] = Counter()
+        self._given_back: defaultdict[str, list[int]] = defaultdict(list)
+        """Numbers of calls that failed, the lowest first: for the next calls of the same name."""
 
     def within(self, part: str) -> Steps:
         """Return the steps of a part of the turn; `part` is the same in every attempt."""
@@ -45,22 +49,37 @@ class Steps:
                     result = await result
             return as_json(result, what=f"step {name!r}")
 
-        self._uses[name] += 1
-        asked = Asked(self._key(name, self._uses[name]), repeatable=repeatable)
-        made: JsonValue = await self.journal.run(asked, self._state, make)
+        made: JsonValue = await self.call(name, Asked("", repeatable=repeatable), make)
         return made
 
     async def call(self, name: str, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
-        """Make a call of a model or a tool, `asked` without its key, which is made of the name.
+        """Make a call of a model or a tool, `asked` without its key, which is made of the name."""
+        with self.numbered(name, asked) as numbered:
+            return await self.make(numbered, make)
 
-        A call whose failure is not kept takes no number when it fails: the next one is the same call again.
+    @contextmanager
+    def numbered(self, name: str, asked: Asked) -> Iterator[Asked]:
+        """Give a call its key for the block that makes it.
+
+        Calls of one name side by side have a number each. A call whose failure is not kept gives its number back when
+        it fails: the next one is the same call again.
         """
-        number = self._uses[name] + 1
-        if asked.failure_kept:
-            self._uses[name] = number
-        made = await self.journal.run(replace(asked, key=self._key(name, number)), self._state, make)
-        self._uses[name] = max(self._uses[name], number)
-        return made
+        given_back = self._given_back[name]
+        if given_back:
+            number = heappop(given_back)
+        else:
+            self._uses[name] += 1
+            number = self._uses[name]
+        try:
+            yield replace(asked, key=self._key(name, number))
+        except BaseException:
+            if not asked.failure_kept:
+                heappush(given_back, number)
+            raise
+
+    async def make(self, numbered: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
+        """Make a call that has its key."""
+        return await self.journal.run(numbered, self._state, make)
 
     def failure_before(self) -> TurnFailed | None:
         """Return what the part failed with in an earlier attempt, if the turn went on without it."""

@@ -108,6 +108,8 @@ class MemberRun:
     """Why it failed, where that has a code."""
     messages: list[JsonObject] = field(default_factory=list)
     """What it and its model said, as far as it came; see Turn.messages."""
+    details: JsonObject = field(default_factory=dict, repr=False)
+    """See Turn.details."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,11 @@ class Turn:
     """In a workflow: its steps so far."""
     messages: list[JsonObject] = field(default_factory=list)
     """What was said in this run, with roles as Agno stores them; empty: its input and its answer say it all."""
+    whole_history: tuple[JsonObject, ...] = field(default=(), repr=False)
+    """The runs of `history` as they are stored, each after its members' runs; for an executor that asks for it. Of
+    very long ones the last that fit into 16 MiB."""
+    details: JsonObject = field(default_factory=dict, repr=False)
+    """What is stored of the run beside what teamturn knows of it, in Agno's layout; most executors leave none."""
     id_seed: str = field(default="", repr=False)
     """What the ids of members' runs are made from, the same in every attempt; only who knows the request knows it."""
 
@@ -273,6 +280,8 @@ class WrittenSummary:
     runs: int
     """How many of the runs that were given it covers, from the first."""
     usage: Usage
+    topics: tuple[str, ...] = ()
+    """What it is about, where its writer says so."""
 
 
 class Summarizer(Protocol):
@@ -286,7 +295,10 @@ class Summarizer(Protocol):
 
 
 class Executor(Protocol):
-    """Whatever can take a turn. Built once, at the start; it runs many turns at once and keeps nothing of them."""
+    """Whatever can take a turn. Built once, at the start; it runs many turns at once and keeps nothing of them.
+
+    One with a true `whole_history` has its turns given `Turn.whole_history`.
+    """
 
     @property
     def target(self) -> Target:

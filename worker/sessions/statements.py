@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -26,6 +27,8 @@ MOST_RUNS_SUMMARIZED: Final = 20
 """At once: what a summary lacks beyond them is the next one's."""
 MOST_RUNS_MADE_UP_FOR: Final = 40
 """Of those that a summary lacks, the last so many; older ones it never gets."""
+_MOST_HISTORY_BYTES: Final = 16 * 2**20
+"""As in the claim."""
 _MOST_BYTES_READ: Final = 4 * 2**20
 """Of the runs to summarize, as they are shown: claims and commits wait for the lane meanwhile."""
 
@@ -300,6 +303,26 @@ class SummaryRow:
     usage: JsonObject
 
 
+@dataclass(frozen=True, slots=True)
+class WholeRunsRow:
+    """Runs of a session that are wanted as they are stored."""
+
+    session_id: str
+    run_ids: tuple[str, ...]
+
+
+def _whole_runs(
+    rows: Sequence[WholeRunsRow], records: Sequence[asyncpg.Record]
+) -> Sequence[tuple[JsonObject, ...] | Exception]:
+    found: list[list[JsonObject]] = [[] for _ in rows]
+    for record in records:
+        # What can't be read, or is no object, is left out: the history has what is shown of the run in any case.
+        with suppress(ValueError):
+            run = from_json(record["run_data"])
+            found[record["position"]] += [run] if isinstance(run, dict) else []
+    return [tuple(runs) for runs in found]
+
+
 def _unsummarized(
     rows: Sequence[UnsummarizedRow], records: Sequence[asyncpg.Record]
 ) -> Sequence[Unsummarized | Exception | None]:
@@ -349,6 +372,16 @@ RUNS_TO_SUMMARIZE: Final = Statement[UnsummarizedRow, Unsummarized | None](
         _MOST_BYTES_READ,
     ],
     results=_unsummarized,
+    droppable=True,
+)
+READ_WHOLE_RUNS: Final = Statement[WholeRunsRow, tuple[JsonObject, ...]](
+    name="read_whole_runs",
+    text=sql.READ_WHOLE_RUNS,
+    arguments=lambda rows: [
+        to_json([{"position": position} | asdict(row) for position, row in enumerate(rows)]).decode(),
+        _MOST_HISTORY_BYTES,
+    ],
+    results=_whole_runs,
     droppable=True,
 )
 STORE_SUMMARY: Final = Statement[SummaryRow, None](

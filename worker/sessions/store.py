@@ -23,7 +23,7 @@ from worker.errors import (
 )
 from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
-from worker.executors.turn import Usage
+from worker.executors.turn import JsonObject, Usage
 from worker.sessions import statements
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.lanes import Lane, LaneConnection
@@ -39,6 +39,7 @@ from worker.sessions.statements import (
     SummaryRow,
     Unsummarized,
     UnsummarizedRow,
+    WholeRunsRow,
 )
 from worker.sessions.stored_runs import FinishedTurn, member_run_data, run_data, target_data
 from worker.sessions.writes import Writes
@@ -82,6 +83,11 @@ class ClaimedSession:
         """
         row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint, outlived)
         return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
+
+    async def whole_runs(self, run_ids: Sequence[str]) -> tuple[JsonObject, ...]:
+        """Return runs of the session as they are stored, each after its members' runs; see Turn.whole_history."""
+        row = WholeRunsRow(self.request.session_id, tuple(run_ids))
+        return await self._lane.submit(statements.READ_WHOLE_RUNS, row)
 
     async def uncount_attempt(self) -> None:
         """Record that the attempt did not cost this worker its life: it is not fruitless."""
@@ -242,9 +248,13 @@ class SessionStore:
         row = UnsummarizedRow(session_id, after)
         return await self._lane_of(session_id).connection().submit(statements.RUNS_TO_SUMMARIZE, row)
 
-    async def store_summary(self, session_id: str, text: str, *, up_to: int, usage: Usage) -> None:
+    async def store_summary(
+        self, session_id: str, text: str, *, up_to: int, usage: Usage, topics: Sequence[str] = ()
+    ) -> None:
         """Store a summary of the session's runs up to a run_index. It needs no claim: an older one changes nothing."""
-        summary = {"summary": text, "updated_at": datetime.now(UTC).isoformat()}
+        summary: dict[str, Any] = {"summary": text, "updated_at": datetime.now(UTC).isoformat()}
+        if topics:
+            summary["topics"] = list(topics)
         used = asdict(usage) | {"total_tokens": usage.input_tokens + usage.output_tokens}
         row = SummaryRow(session_id, summary, up_to, used)
         await self._lane_of(session_id).connection().submit(statements.STORE_SUMMARY, row)

@@ -5,7 +5,7 @@ The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`) it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -69,6 +69,8 @@ class FinishedTurn:
     messages: tuple[JsonObject, ...] = ()
     member_runs: tuple[MemberRun, ...] = ()
     step_results: tuple[StepResult, ...] = ()
+    details: JsonObject = field(default_factory=dict)
+    """What else is stored of the run; see Turn.details."""
 
 
 def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn) -> JsonObject:
@@ -102,7 +104,7 @@ def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn) -> JsonOb
         stored["metadata"] = request.metadata
     if reply.error is not None:
         stored["error"] = reply.error.model_dump(mode="json")
-    return _cleaned(stored)
+    return _cleaned(_with_details(stored, turn.details))
 
 
 def member_run_data(request: RunRequest, member: MemberRun) -> JsonObject:
@@ -122,7 +124,23 @@ def member_run_data(request: RunRequest, member: MemberRun) -> JsonObject:
     stored["parent_run_id"] = member.parent_run_id
     if member.error is not None:
         stored["error"] = {"code": member.error.code.value, "message": member.error.message}
-    return _cleaned(stored)
+    return _cleaned(_with_details(stored, member.details))
+
+
+_DETAILED: Final = ("input", "content_type", "messages", "member_responses", "step_results")
+"""What an executor that leaves details knows better: with media, types and tool calls."""
+
+
+def _with_details(stored: JsonObject, details: JsonObject) -> JsonObject:
+    """Lay what is known of a run over the details that its executor left of it."""
+    if not details:
+        return stored
+    better = {name: details[name] for name in _DETAILED if details.get(name)}
+    for name in ("metrics", "metadata"):
+        if isinstance(given := details.get(name), dict):
+            known = {key: value for key, value in stored.get(name, {}).items() if value != {}}
+            better[name] = given | known
+    return details | stored | better
 
 
 def _step_output(result: StepResult) -> JsonObject:

@@ -105,7 +105,9 @@ class Summaries:
                 )
             else:
                 up_to = lacking.run_indexes[summary.runs - 1]
-                await self._sessions.store_summary(session_id, summary.text, up_to=up_to, usage=summary.usage)
+                await self._sessions.store_summary(
+                    session_id, summary.text, up_to=up_to, usage=summary.usage, topics=summary.topics
+                )
                 _log.info("summary_written", runs=summary.runs, input_tokens=summary.usage.input_tokens)
                 written += 1
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final
 
 from pydantic_ai import Agent
@@ -14,6 +12,13 @@ from pydantic_ai.settings import ModelSettings
 
 from worker.errors import InvalidOutput, SummaryRejected
 from worker.executors.arguments import TEXT, check, check_one, of_type
+from worker.executors.batches import (
+    LONGEST_SIDE_CHARACTERS,
+    LONGEST_SUMMARY_CHARACTERS,
+    SHORT_SIDE_CHARACTERS,
+    cut,
+    number_in_batch,
+)
 from worker.executors.json_values import clean
 from worker.executors.turn import PastRun, Usage, WrittenSummary
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, without_own_retries
@@ -26,13 +31,6 @@ _INSTRUCTIONS: Final = (
     "out, decided and promised, and names and numbers as they were said. Where there is an earlier summary, write a "
     "new one that holds both. Make nothing up. Answer with the summary only, in at most 200 words."
 )
-_LONGEST_SUMMARY_CHARACTERS: Final = 8_000
-_LONGEST_SIDE_CHARACTERS: Final = 8_000
-"""Of what one side said in a run: a summary needs no file that was pasted into the conversation."""
-_SHORT_SIDE_CHARACTERS: Final = 2_000
-"""Likewise, in a run that the provider did not take at that length."""
-_LONGEST_BATCH_CHARACTERS: Final = 48_000
-"""Of the runs that are summed up at once: some 12,000 tokens, which models of today take."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +85,18 @@ class SummaryWriter:
 
         A single run that the provider won't take is tried again in short. Raises SummaryRejected.
         """
-        said = _first_of([_said(run, _LONGEST_SIDE_CHARACTERS) for run in runs])
+        said = [_said(run, LONGEST_SIDE_CHARACTERS) for run in runs]
+        said = said[: number_in_batch(map(len, said))]
         try:
             return await self._written(previous, said)
         except SummaryRejected:
-            shorter = [_said(run, _SHORT_SIDE_CHARACTERS) for run in runs[:1]]
+            shorter = [_said(run, SHORT_SIDE_CHARACTERS) for run in runs[:1]]
             if len(said) > 1 or shorter == said:
                 raise
             return await self._written(previous, shorter)
 
     async def _written(self, previous: str | None, said: Sequence[str]) -> WrittenSummary:
-        earlier = [f"The summary so far:\n{_cut(previous, _LONGEST_SUMMARY_CHARACTERS)}"] if previous else []
+        earlier = [f"The summary so far:\n{cut(previous, LONGEST_SUMMARY_CHARACTERS)}"] if previous else []
         try:
             result = await self.agent.run(
                 "\n\n".join([*earlier, *said]),
@@ -110,22 +109,12 @@ class SummaryWriter:
                 raise SummaryRejected(len(said), type(error).__name__) from error
             raise
         used = result.usage
-        text = clean(result.output.strip()[:_LONGEST_SUMMARY_CHARACTERS])
+        text = clean(result.output.strip()[:LONGEST_SUMMARY_CHARACTERS])
         if not text:
             raise InvalidOutput("the model wrote no summary")
         usage = Usage(used.input_tokens, used.output_tokens, used.requests, used.tool_calls)
         return WrittenSummary(str(text), len(said), usage)
 
 
-def _first_of(said: Sequence[str]) -> Sequence[str]:
-    """Return the first of what was said in some runs: whole ones, at least one, and as many as go into a batch."""
-    lengths = list(accumulate(map(len, said)))
-    return said[: max(1, bisect_right(lengths, _LONGEST_BATCH_CHARACTERS))]
-
-
 def _said(run: PastRun, longest_side: int) -> str:
-    return f"User: {_cut(run.input, longest_side)}\nAssistant: {_cut(run.content_text, longest_side)}"
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[:longest]} …"
+    return f"User: {cut(run.input, longest_side)}\nAssistant: {cut(run.content_text, longest_side)}"

@@ -87,6 +87,7 @@ class Ending:
             messages=tuple(turn.messages),
             member_runs=tuple(turn.member_runs),
             step_results=tuple(turn.step_results),
+            details=turn.details,
         )
         sent = self._to_send(reply)
         try:

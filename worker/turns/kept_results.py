@@ -168,7 +168,7 @@ class _Entry:
 
 def _without_history(result: KeptResult) -> KeptResult:
     """Return a result without what only the execution needed: a session's history can have 16 MiB."""
-    turn = replace(result.turn, history=(), steps=Steps(result.turn.session))
+    turn = replace(result.turn, history=(), whole_history=(), steps=Steps(result.turn.session))
     return replace(result, claim=replace(result.claim, history=()), turn=turn)
 
 

@@ -14,7 +14,7 @@ from structlog.contextvars import bind_contextvars
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
 from worker.executors.journal import ENDED, Journal, StepRecord
-from worker.executors.turn import Turn, TurnContext
+from worker.executors.turn import Executor, Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -27,7 +27,7 @@ _RETRY_SECONDS: Final = 1.0
 _log = structlog.get_logger()
 
 
-async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, journal: bool) -> Turn:
+async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executor: Executor) -> Turn:
     """Begin an attempt, and return its turn.
 
     Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
@@ -44,13 +44,16 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, *, jour
         _log.info("turn_resumed", steps=len(steps), behind=last.key)
     given = _given(claim, earlier)
     kept = Journal(
-        claimed.record_steps if journal else None,
+        claimed.record_steps if getattr(executor, "journal", True) else None,
         held=claimed.still_held,
         attempt=received.attempts,
         recorded=earlier.steps,
         context=given.as_json,
     )
-    return new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+    turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+    if given.history and getattr(executor, "whole_history", False):
+        turn.whole_history = await claimed.whole_runs([run.run_id for run in given.history])
+    return turn
 
 
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
