@@ -36,6 +36,8 @@ class ErrorCode(StrEnum):
     """The session began with another team, agent or workflow."""
     RUN_ID_CONFLICT = "run_id_conflict"
     """The run_id was used before, for something different."""
+    SESSION_BUSY = "session_busy"
+    """An earlier request of the session was unfinished, and this one asked not to wait: `on_busy` is `reject`."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
     SESSION_TOO_LARGE = "session_too_large"
@@ -49,6 +51,10 @@ class ErrorCode(StrEnum):
     REPLY_TOO_LARGE = "reply_too_large"
     """The reply would be larger than 15 MiB, or than RabbitMQ is set to take: its `content` is null, and so is that of
     each of its `member_responses` where need be. The message says where the answer is stored."""
+
+    # A run that its user cancelled; its status is CANCELLED.
+    CANCELLED = "cancelled"
+    """It was cancelled: while it ran, and is stored with what it had, or before it was started."""
 
     # A run that failed; ERROR, stored.
     TURN_TIMEOUT = "turn_timeout"

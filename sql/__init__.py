@@ -34,6 +34,8 @@ def _read_migrations() -> tuple[Migration, ...]:
 
 APPLIED_MIGRATIONS: Final = _read("applied_migrations")
 BEGIN_ATTEMPTS: Final = _read("begin_attempts")
+CANCEL_RUNS: Final = _read("cancel_runs")
+CANCELLED_RUNS: Final = _read("cancelled_runs")
 CLAIM_TURNS: Final = _read("claim_turns")
 COMMIT_TURNS: Final = _read("commit_turns")
 CONNECTION_READINGS: Final = _read("connection_readings")

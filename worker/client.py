@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError
 from pydantic import SecretStr, ValidationError
 
+from schemas.control import CancelRequest
+from schemas.events import RUN_EVENT, RunEvent, RunFinished, event_key
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS, BrokerConnection, connect
@@ -22,6 +27,9 @@ from worker.intake.topology import Topology
 
 _DIRECT_REPLY_TO: Final = "amq.rabbitmq.reply-to"
 _PUBLISH_SECONDS: Final = 30.0
+_LATE_SECONDS: Final = 1.0
+"""How long after the reply the events before it are waited for."""
+_FIRST: Final = asyncio.FIRST_COMPLETED
 
 
 class RunClient:
@@ -43,6 +51,8 @@ class RunClient:
         self._names = Topology(prefix=prefix, partitions=1)
         self._connection: BrokerConnection | None = None
         self._exchange: AbstractExchange | None = None
+        self._control: AbstractExchange | None = None
+        self._channel: AbstractChannel | None = None
         self._waiting: dict[str, asyncio.Future[RunReply]] = {}
 
     async def __aenter__(self) -> Self:
@@ -50,8 +60,10 @@ class RunClient:
         self._connection = await connect(self._url, name="teamturn client")
         channel = await self._connection.amqp.channel(publisher_confirms=True, on_return_raises=True)
         channel.close_callbacks.add(self._lost)
+        self._channel = channel
         try:
             self._exchange = await channel.get_exchange(self._names.requests)
+            self._control = await channel.get_exchange(self._names.control)
             replies = await channel.get_queue(_DIRECT_REPLY_TO, ensure=False)
             await replies.consume(self._received, no_ack=True)
         except BaseException as error:
@@ -90,6 +102,59 @@ class RunClient:
         finally:
             del self._waiting[correlation_id]
 
+    async def stream(self, request: RunRequest, *, timeout_seconds: float = 600) -> AsyncGenerator[RunEvent, None]:
+        """Publish a request as one that is watched, and yield its events as they happen.
+
+        The last one is `run_finished`, with the reply, also where the events before it got lost. Raises as `run` does.
+
+            async for event in client.stream(request):
+                if event.type == "content_delta":
+                    print(event.text, end="")
+        """
+        request = request.model_copy(update={"stream": True})
+        if self._channel is None:
+            raise BrokerUnavailable("the client is not connected: use it as `async with RunClient(…)`")
+        events: asyncio.Queue[RunEvent] = asyncio.Queue()
+
+        async def received(message: AbstractIncomingMessage) -> None:
+            with suppress(ValidationError):  # of a later version
+                events.put_nowait(RUN_EVENT.validate_json(message.body))
+
+        queue = await self._channel.declare_queue(exclusive=True, auto_delete=True)
+        await queue.bind(self._names.events, event_key(request.target, request.session_id, request.run_id))
+        await queue.consume(received, no_ack=True)
+        answered = asyncio.create_task(self.run(request, timeout_seconds=timeout_seconds))
+        try:
+            async for event in _until_finished(events, answered, request):
+                yield event
+        finally:
+            answered.cancel()
+            await asyncio.gather(answered, return_exceptions=True)
+            # The queue goes with the connection at the latest; a generator can be closed after that.
+            with suppress(Exception):
+                await queue.delete(if_unused=False, if_empty=False)
+
+    async def cancel(self, run_id: str, *, session_id: str | None = None, user_id: str | None = None) -> None:
+        """Say that a run is not wanted any more, running, waiting or still to come; return when RabbitMQ has that.
+
+        Session and user must be the run's: of anybody else's run nothing is changed. A run that is cancelled is
+        answered as CANCELLED; one that is finished by then stays as it is. Raises BrokerUnavailable.
+        """
+        said = CancelRequest.model_validate(
+            {"type": "cancel", "run_id": run_id, "session_id": session_id, "user_id": user_id}
+        )
+        message = Message(
+            body=said.model_dump_json().encode(),
+            content_type="application/json",
+            delivery_mode=DeliveryMode.PERSISTENT,
+        )
+        if self._control is None:
+            raise BrokerUnavailable("the client is not connected: use it as `async with RunClient(…)`")
+        try:
+            await self._control.publish(message, "", mandatory=True, timeout=_PUBLISH_SECONDS)
+        except (DeliveryError, *BROKER_ERRORS) as error:
+            raise BrokerUnavailable(f"it could not be published ({type(error).__name__})") from error
+
     async def _publish(self, request: RunRequest, correlation_id: str) -> None:
         if self._exchange is None:
             raise BrokerUnavailable("the client is not connected: use it as `async with RunClient(…)`")
@@ -120,3 +185,41 @@ class RunClient:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(BrokerUnavailable("the connection to RabbitMQ was lost"))
+
+
+async def _until_finished(
+    events: asyncio.Queue[RunEvent], answered: asyncio.Task[RunReply], request: RunRequest
+) -> AsyncIterator[RunEvent]:
+    """Yield events until the run's last one; make that of the reply, where it does not come."""
+    last = 0
+    while True:
+        coming = asyncio.create_task(events.get())
+        try:
+            # The reply may be here before the last events, which go another way.
+            limit = _LATE_SECONDS if answered.done() else None
+            await asyncio.wait({coming, answered} if limit is None else {coming}, timeout=limit, return_when=_FIRST)
+        finally:
+            coming.cancel()
+        if coming.done() and not coming.cancelled():
+            event = coming.result()
+            last = event.number
+            yield event
+            if event.type == "run_finished":
+                return
+        elif answered.done() and limit is not None:
+            yield _finished(answered.result(), request, last + 1)
+            return
+
+
+def _finished(reply: RunReply, request: RunRequest, number: int) -> RunFinished:
+    target = request.target
+    return RunFinished(
+        run_id=request.run_id,
+        session_id=request.session_id,
+        session_type=target.type,
+        target_id=target.id,
+        attempt=reply.attempt,
+        number=number,
+        time=time.time(),
+        reply=reply,
+    )

@@ -35,18 +35,38 @@ class Refuse:
     again is answered the same. A run_id that somebody else's run has can't be stored twice."""
 
 
-Decision = Replay | Execute | Refuse
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The run was cancelled before it was started: it never is."""
 
 
-def decide(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None = None) -> Decision:
-    """Decide about a claimed request. What was answered before is answered again, whatever has changed since."""
+Decision = Replay | Execute | Refuse | Cancel
+
+
+def decide(
+    request: RunRequest,
+    claim: Claim,
+    *,
+    target_known: bool,
+    forbidden_property: str | None = None,
+    busy: bool = False,
+) -> Decision:
+    """Decide about a claimed request. What was answered before is answered again, whatever has changed since.
+
+    `busy`: when it came, an earlier request of its session, another one, was unfinished.
+    """
     if claim.receipt is not None and _same(request, claim.receipt):
         return Replay(claim.receipt.reply)
-    return _refusal(request, claim, target_known=target_known, forbidden_property=forbidden_property) or Execute()
+    return (
+        _foreign(request, claim, forbidden_property)
+        or _cancelled(claim)
+        or _refusal(request, claim, target_known=target_known, busy=busy)
+        or Execute()
+    )
 
 
-def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden_property: str | None) -> Refuse | None:
-    """Return why the request is not executed: the first reason that holds, foreign rights before anything told."""
+def _foreign(request: RunRequest, claim: Claim, forbidden_property: str | None) -> Refuse | None:
+    """Return why the request is nobody's who may ask here: before anything else is told."""
     if claim.receipt is not None or claim.run_exists:
         # Nothing of the other run is shown, not even whose it is.
         message = "the run_id was used before, for something different"
@@ -54,12 +74,25 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, forbidden
     if forbidden_property is not None:
         message = f"the AMQP property {forbidden_property} must not be set on a request"
         return Refuse(ErrorCode.UNSUPPORTED_PROPERTY, message)
-    if claim.session is not None and (refusal := _not_allowed(request, claim.session)) is not None:
-        return refusal
+    return None if claim.session is None else _not_allowed(request, claim.session)
+
+
+def _cancelled(claim: Claim) -> Cancel | None:
+    # One that was started before is a run, and is stored as one.
+    return Cancel() if claim.cancelled and not claim.attempts else None
+
+
+def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, busy: bool) -> Refuse | None:
+    """Return why the request is not executed: the first reason that holds."""
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
-    return _not_supported(request) or _too_large(request, claim.session) or _too_late(request, claim)
+    return (
+        _not_supported(request)
+        or _too_large(request, claim.session)
+        or _too_late(request, claim)
+        or _too_busy(request, claim, busy=busy)
+    )
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
@@ -84,10 +117,8 @@ def _is_target(session: SessionRow, target: Target) -> bool:
 
 
 def _not_supported(request: RunRequest) -> Refuse | None:
-    if request.on_busy is not OnBusy.ENQUEUE:
+    if request.on_busy is OnBusy.COALESCE:
         return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
-    if request.stream:
-        return Refuse(ErrorCode.NOT_SUPPORTED, "stream is not supported yet; ask without it")
     return None
 
 
@@ -109,3 +140,11 @@ def _too_late(request: RunRequest, claim: Claim) -> Refuse | None:
         return None
     message = "the deadline had passed when the turn could have been started"
     return Refuse(ErrorCode.DEADLINE_EXCEEDED, message)
+
+
+def _too_busy(request: RunRequest, claim: Claim, *, busy: bool) -> Refuse | None:
+    # One that was started before has been admitted.
+    if request.on_busy is not OnBusy.REJECT or not busy or claim.attempts:
+        return None
+    message = "an earlier request of the session is unfinished"
+    return Refuse(ErrorCode.SESSION_BUSY, message, retryable=True)

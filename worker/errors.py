@@ -107,6 +107,12 @@ class SessionDeleted(TurnFailed):
     code = ErrorCode.SESSION_DELETED
 
 
+class RunCancelled(TurnFailed):
+    """The run's user does not want it any more."""
+
+    code = ErrorCode.CANCELLED
+
+
 class BrokerUnavailable(Exception):
     """RabbitMQ can't be reached, or the connection or channel was lost."""
 

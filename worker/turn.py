@@ -20,6 +20,9 @@ delivery replies. What a redelivered request finds, when its worker died after
 
 While a first attempt still runs elsewhere, the second waits for the lock, and then finds the receipt.
 
+A run that its user cancels (`{prefix}.control`) stops at its next await, and is stored as CANCELLED with what it had;
+one that was not started is answered CANCELLED in its place.
+
 A turn that has come to its end keeps its result while Postgres is away, also when its delivery is taken back; see
 kept_results.
 
@@ -42,7 +45,7 @@ from pydantic_core import from_json
 from structlog.contextvars import bound_contextvars
 
 from schemas.replies import RunReply, RunStatus
-from worker.decide import Execute, Refuse, Replay, decide
+from worker.decide import Cancel, Execute, Refuse, Replay, decide
 from worker.errors import (
     ClaimOutdated,
     LaneLost,
@@ -64,7 +67,8 @@ from worker.turns.ending import Ending
 from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
-from worker.turns.starts import begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.running import Run, RunningRuns
+from worker.turns.starts import PublishEvent, begun_turn, counted_if_outlived, outlived, start_recorded
 
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -98,15 +102,20 @@ class TurnTaker:
         summaries: Summaries,
         settings: Settings,
         *,
+        running: RunningRuns,
+        ending: Ending,
+        publish: PublishEvent,
         bury: Bury,
     ) -> None:
         self._sessions = sessions
         self._summaries = summaries
         self._executors = executors
         self._replies = replies
+        self._running = running
         self._bury = bury
         self._limit = settings.turn_limit
-        self._ending = Ending(settings.db_schema)
+        self._ending = ending
+        self._publish = publish
         self._poison = PoisonRules(settings.max_attempts)
         self._company = Company()
         self._kept = KeptResults()
@@ -115,6 +124,10 @@ class TurnTaker:
     async def take(self, received: RequestDelivery) -> None:
         """Take one request from delivery to its stored answer; its reply and ack follow by themselves, in order."""
         request = received.request
+        if received.judged is not None:
+            await asyncio.wait([received.judged])
+        if received.settled:
+            return
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
@@ -137,11 +150,14 @@ class TurnTaker:
         """Return the answer, stored; or None, if the delivery died while there was none, and no result either."""
         hold = Hold(self._sessions, received.request)
         try:
-            return await self._answered_under(hold, received, executor)
+            with self._running.entered(received.request) as run:
+                return await self._answered_under(hold, run, received, executor)
         finally:
             await hold.release()
 
-    async def _answered_under(self, hold: Hold, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
+    async def _answered_under(
+        self, hold: Hold, run: Run, received: RequestDelivery, executor: Executor | None
+    ) -> _Answer | None:
         request, tries = received.request, 0
         while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
@@ -159,7 +175,7 @@ class TurnTaker:
                 ):
                     await hold.release()
                     with hold.over(claimed):
-                        answer = await self._settled(claimed, received, executor)
+                        answer = await self._settled(claimed, run, received, executor)
                     self._kept.drop(request)
                     return answer
             except SessionBusyElsewhere:
@@ -177,7 +193,7 @@ class TurnTaker:
         return None
 
     async def _settled(
-        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor | None
+        self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor | None
     ) -> _Answer | None:
         """Return the answer to a claimed request, stored if it has to be; None if it is somebody else's to find."""
         kept = self._kept.find(claimed.request)
@@ -188,6 +204,7 @@ class TurnTaker:
             claimed.claim if kept is None else kept.seen_in(claimed.claim),
             target_known=executor is not None,
             forbidden_property=received.delivery.forbidden_property(),
+            busy=received.busy,
         ):
             case Replay(reply):
                 _log.info("turn_replayed")
@@ -195,6 +212,8 @@ class TurnTaker:
             case Refuse() as refusal:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
                 return _Answer(body, of_turn=False)
+            case Cancel():
+                return _Answer(await self._ending.cancelled(claimed), of_turn=False)
             case Execute() if executor is not None:
                 if isinstance(kept, KeptResult):
                     as_it_was = replace(claimed, claim=kept.claim)
@@ -202,11 +221,13 @@ class TurnTaker:
                 if kept is not None and kept.is_newest_in(claimed.claim):
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
-                return await self._executed(claimed, received, executor) if received.alive else None
+                return await self._executed(claimed, run, received, executor) if received.alive else None
             case unexpected:
                 raise AssertionError(f"decided {unexpected} for a target that is not known")
 
-    async def _executed(self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor) -> _Answer:
+    async def _executed(
+        self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor
+    ) -> _Answer:
         """Take the turn and commit it. Users' code can't make this raise; only the database can."""
         started = time.time()
         fruitless = claimed.claim.fruitless - received.outlived
@@ -214,7 +235,8 @@ class TurnTaker:
             turn, outcome = await given_up(claimed)
         else:
             async with self._company.joined(alone=self._poison.run_alone(fruitless)) as place:
-                turn, outcome = await self._attempted(claimed, received, executor, place)
+                run.cancelled = run.cancelled or claimed.claim.cancelled
+                turn, outcome = await self._attempted(claimed, run, received, executor, place)
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
         try:
             with counted_if_outlived(received, turn):
@@ -224,23 +246,25 @@ class TurnTaker:
             raise
 
     async def _attempted(
-        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor, place: Place
+        self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor, place: Place
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
         again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
-        turn = await begun_turn(claimed, received, executor)
+        turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=again):
-                outcome = await attempt(
-                    executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
-                )
+                with run.attempted(turn.steps.journal):
+                    outcome = await attempt(
+                        executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
+                    )
         return turn, outcome
 
     async def _stored(
         self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
     ) -> _Answer:
         reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
+        turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
 

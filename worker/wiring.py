@@ -11,12 +11,14 @@ from typing import TypeVar
 import structlog
 
 import sql
+from schemas.control import CancelRequest
 from worker.broker import CLOSE_LIMIT_SECONDS, connected
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
 from worker.fleet.fleet import Fleet
 from worker.fleet.membership import Membership
+from worker.intake.control import Control
 from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
@@ -24,15 +26,20 @@ from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
 from worker.operations.health import Condition
 from worker.replies.direct import DirectReplies
+from worker.replies.events import EventPublisher
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
 from worker.sessions.database import DRIVER_ERRORS, application_name, connect
 from worker.sessions.migrations import migrate, require_current
+from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.busy import BusySessions
+from worker.turns.ending import Ending
+from worker.turns.running import RunningRuns
 
 _log = structlog.get_logger()
 
@@ -123,8 +130,18 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         forwarder = Forwarder(forwarding, topology, replies.answer_refused)
         summaries = Summaries(sessions)
         answers = RepliesInOrder(replies)
-        taker = TurnTaker(sessions, executors, answers, summaries, settings, bury=forwarder.keep_dead)
-        mailboxes = Mailboxes(taker.take, forwarder.bury)
+        events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
+        running = RunningRuns(sessions)
+        ending = Ending(settings.db_schema)
+        busy = BusySessions(sessions, executors, answers, ending)
+        taker = TurnTaker(
+            *(sessions, executors, answers, summaries, settings),
+            running=running,
+            ending=ending,
+            publish=events.publish,
+            bury=forwarder.keep_dead,
+        )
+        mailboxes = Mailboxes(taker.take, forwarder.bury, busy.came)
         intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
         consumers = Consumers(
             settings.amqp_url,
@@ -134,20 +151,37 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             lost=mailboxes.forget_dead,
             name=application_name("intake"),
         )
+        control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
+        controlling = Consumers(
+            settings.amqp_url,
+            topology,
+            prefetch=settings.prefetch,
+            received=control.received,
+            lost=lambda: None,
+            name=application_name("control"),
+            announced=False,
+        )
+        controlling.want(frozenset({topology.control}))
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
         fleet = Fleet(membership, consumers, topology, sessions)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
             stack.push_async_callback(publisher.close)
-        background = tuple(
-            _owned(stack, asyncio.create_task(task, name=name))
-            for name, task in (("lanes", sessions.run()), ("forwarder", forwarder.run()))
-        )
+        tasks = {
+            "lanes": sessions.run(),
+            "forwarder": forwarder.run(),
+            "cancelling": running.run(),
+            "events": events.run(),
+        }
+        background = tuple(_owned(stack, asyncio.create_task(task, name=name)) for name, task in tasks.items())
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
         stack.push_async_callback(summaries.stop)
         stack.push_async_callback(answers.stop)
         stack.push_async_callback(mailboxes.stop)
+        stack.push_async_callback(busy.stop)
+        stack.push_async_callback(control.stop)
+        listening = _owned(stack, asyncio.create_task(controlling.run(), name="control"))
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
         yield Worker(
@@ -158,10 +192,14 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             publishers=(results, addressed, forwarding),
             consumers=consumers,
             fleet=fleet,
-            consuming=(consuming, following),
+            consuming=(consuming, following, listening),
             background=background,
             settings=settings,
         )
+
+
+def _cancellation(said: CancelRequest) -> Cancellation:
+    return Cancellation(said.run_id, said.session_id, said.user_id)
 
 
 async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -> int:

@@ -323,6 +323,20 @@ async def test_ask_says_that_no_worker_answered(declared: Settings, tmp_path: Pa
     assert "worker" in err
 
 
+async def test_ask_stream_prints_the_answer_and_its_session(stage: Stage, tmp_path: Path) -> None:
+    code, out, err = await ask(stage, tmp_path, "hello", "--team", "echo", "--stream")
+    assert (code, out) == (COMPLETED, "hello\n")
+    assert "COMPLETED · turn 1" in err
+
+
+async def test_ask_stream_json_prints_an_event_a_line(stage: Stage, tmp_path: Path) -> None:
+    code, out, _ = await ask(stage, tmp_path, "hello", "--team", "echo", "--stream", "--json")
+    events = [json.loads(line) for line in out.splitlines()]
+    assert code == COMPLETED
+    assert [(event["type"], event["number"]) for event in events] == [("run_started", 1), ("run_finished", 2)]
+    assert events[-1]["reply"]["content"] == "hello"
+
+
 async def test_ask_before_there_is_a_topology_says_what_to_do(lane: Settings, tmp_path: Path) -> None:
     code, out, err = await teamturn(lane, "ask", "hello", "--team", "echo", XDG_STATE_HOME=str(tmp_path))
     assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)

@@ -165,7 +165,7 @@ async def test_no_worker_is_given_a_turn_that_another_is_still_at(
     own: Settings, postgres: Server, happens: Callable[[Server], None]
 ) -> None:
     async with _busy(own, workers=2, team_id="paying") as busy:
-        for _ in range(3):
+        for _ in range(2):
             await asyncio.to_thread(happens, postgres)
             await busy.load.flows(seconds=40)
         await busy.load.finish()

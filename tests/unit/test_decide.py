@@ -28,6 +28,7 @@ class Case:
     run_exists: bool = False
     known: bool = True
     attempts: int = 0
+    busy: bool = False
 
 
 _CASES = [
@@ -53,10 +54,14 @@ _CASES = [
     Case("after the deadline, started before", None, {"deadline": NOW.isoformat()}, attempts=1),
     Case("at the deadline", ErrorCode.DEADLINE_EXCEEDED, {"deadline": NOW.isoformat()}),
     Case("after the deadline", ErrorCode.DEADLINE_EXCEEDED, {"deadline": "2030-01-31T12:59:59+01:00"}),
-    Case("reject", ErrorCode.NOT_SUPPORTED, {"on_busy": "reject"}),
-    Case("interrupt", ErrorCode.NOT_SUPPORTED, {"on_busy": "interrupt"}),
+    Case("reject, not busy", None, {"on_busy": "reject"}),
+    Case("reject, busy", ErrorCode.SESSION_BUSY, {"on_busy": "reject"}, busy=True),
+    Case("reject, busy, started before", None, {"on_busy": "reject"}, busy=True, attempts=1),
+    Case("interrupt, not busy", None, {"on_busy": "interrupt"}),
+    Case("interrupt, busy", None, {"on_busy": "interrupt"}, busy=True),
+    Case("enqueue, busy", None, {}, busy=True),
     Case("coalesce", ErrorCode.NOT_SUPPORTED, {"on_busy": "coalesce"}),
-    Case("stream", ErrorCode.NOT_SUPPORTED, {"stream": True}),
+    Case("stream", None, {"stream": True}),
 ]
 
 
@@ -64,7 +69,7 @@ _CASES = [
 def test_a_claimed_request_is_executed_or_refused(case: Case) -> None:
     session = None if case.session is None else a_session(**case.session)
     claim = a_claim(session=session, run_exists=case.run_exists, attempts=case.attempts)
-    decision = decide(a_request(**case.asked), claim, target_known=case.known)
+    decision = decide(a_request(**case.asked), claim, target_known=case.known, busy=case.busy)
     if case.code is None:
         assert decision == Execute()
     else:
@@ -154,9 +159,8 @@ def test_a_target_that_no_worker_knows_is_not_told_before_the_session_s_target_m
 @pytest.mark.parametrize("case", [case for case in _CASES if case.code is not None], ids=lambda case: case.name)
 def test_every_refusal_is_stored_but_of_a_run_id_that_somebody_else_s_run_has(case: Case) -> None:
     session = None if case.session is None else a_session(**case.session)
-    decision = decide(
-        a_request(**case.asked), a_claim(session=session, run_exists=case.run_exists), target_known=case.known
-    )
+    claim = a_claim(session=session, run_exists=case.run_exists)
+    decision = decide(a_request(**case.asked), claim, target_known=case.known, busy=case.busy)
     assert isinstance(decision, Refuse)
     assert decision.stored is (decision.code is not ErrorCode.RUN_ID_CONFLICT)
 

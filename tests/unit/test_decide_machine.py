@@ -29,7 +29,7 @@ from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from tests.unit.examples import NOW, a_claim, a_receipt, a_request, a_session, agent, team
 from worker import decide as deciding
-from worker.decide import Decision, Execute, Refuse, Replay, decide
+from worker.decide import Cancel, Decision, Execute, Refuse, Replay, decide
 from worker.sessions.claim import Claim, Receipt, SessionRow
 
 _LARGEST_BYTES = 20
@@ -45,7 +45,7 @@ _CONTENT: dict[str, list[Any]] = {
     "session_state": _OBJECTS,
     "metadata": _OBJECTS,
     "deadline": [None, None, *((NOW + timedelta(minutes=minutes)).isoformat() for minutes in (0, 5, 10))],
-    "on_busy": ["enqueue", "enqueue", "enqueue", "reject"],
+    "on_busy": ["enqueue", "enqueue", "reject", "interrupt", "coalesce"],
     "stream": [False, False, False, True],
 }
 
@@ -88,6 +88,8 @@ class Store:
     runs: dict[str, str] = field(default_factory=dict)
     """The session of each run."""
     attempts: dict[str, int] = field(default_factory=dict)
+    cancelled: set[tuple[str, str, str | None]] = field(default_factory=set)
+    """What was said to be cancelled: run, session and user."""
 
     def claim(self, asked: Asked) -> Claim:
         return a_claim(
@@ -96,6 +98,7 @@ class Store:
             run_exists=asked.run_id in self.runs,
             session=self.sessions.get(asked.session_id),
             attempts=self.attempts.get(asked.run_id, 0),
+            cancelled=(asked.run_id, asked.session_id, asked.user_id) in self.cancelled,
         )
 
     def keep_answer(self, asked: Asked, reply: bytes) -> None:
@@ -116,6 +119,15 @@ class Store:
             metadata=session.metadata | asked.fields.get("metadata", {}),
             turn_seq=session.turn_seq + 1,
         )
+
+
+_FOREIGN = {
+    ErrorCode.RUN_ID_CONFLICT,
+    ErrorCode.UNSUPPORTED_PROPERTY,
+    ErrorCode.SESSION_FORBIDDEN,
+    ErrorCode.SESSION_TARGET_MISMATCH,
+}
+"""Why somebody may not ask at all, which goes before everything else."""
 
 
 class DecideMachine(RuleBasedStateMachine):
@@ -219,6 +231,12 @@ class DecideMachine(RuleBasedStateMachine):
     def time_passes(self, minutes: int) -> None:
         self.store.now += timedelta(minutes=minutes)
 
+    @rule(data=st.data(), user_id=st.sampled_from(_USERS), session_id=st.sampled_from(_SESSIONS))
+    def a_run_is_cancelled(self, data: st.DataObject, user_id: str | None, session_id: str) -> None:
+        """By whomever: one that was asked for, or the next one."""
+        number = data.draw(st.integers(0, len(self.asked)))
+        self.store.cancelled.add((f"run-{number}", session_id, user_id))
+
     @rule(which=st.sampled_from(_TARGETS[1:]))
     def other_teams_are_deployed(self, which: Target) -> None:
         self.known ^= {which}
@@ -271,7 +289,7 @@ class DecideMachine(RuleBasedStateMachine):
                 self.executed[asked.run_id] = asked
                 self.owners.setdefault(asked.session_id, _owner(asked))
                 self.answered(asked, self.a_reply(asked), self.store.commit)
-            case Refuse(stored=True):
+            case Refuse(stored=True) | Cancel():
                 self.answered(asked, self.a_reply(asked), self.store.keep_answer)
             case Refuse():
                 self.conflicts.add(decision)
@@ -286,8 +304,15 @@ class DecideMachine(RuleBasedStateMachine):
             return
         assert not isinstance(decision, Replay), "nobody is shown what another request was answered"
         reasons = self.reasons(asked, forbidden)
+        cancelled = (asked.run_id, asked.session_id, asked.user_id) in self.store.cancelled
+        cancelled = cancelled and not self.store.attempts.get(asked.run_id)
+        if isinstance(decision, Cancel):
+            assert cancelled, "nobody but its user cancels a run"
+            assert not reasons & _FOREIGN
+            return
         if isinstance(decision, Execute):
             assert not reasons
+            assert not cancelled, "what was cancelled is not started"
             assert asked.run_id not in self.executed, "no request is executed twice"
             return
         assert decision.code in reasons
@@ -309,7 +334,7 @@ class DecideMachine(RuleBasedStateMachine):
             ErrorCode.SESSION_FORBIDDEN: owner[0] != asked.user_id,
             ErrorCode.SESSION_TARGET_MISMATCH: owner[1:] != _owner(asked)[1:],
             ErrorCode.UNKNOWN_TARGET: asked.target not in self.known,
-            ErrorCode.NOT_SUPPORTED: found.get("on_busy", "enqueue") != "enqueue" or found.get("stream", False),
+            ErrorCode.NOT_SUPPORTED: found.get("on_busy", "enqueue") == "coalesce",
             ErrorCode.SESSION_TOO_LARGE: _too_large(session.session_state, found.get("session_state", {}))
             or _too_large(session.metadata, found.get("metadata", {})),
             # One that was started in time is executed, to end as late: somebody may have seen something of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 
 import pytest
 from structlog.typing import EventDict
@@ -27,7 +28,14 @@ class Taker:
         self.buried: list[tuple[Delivery, RequestRefused]] = []
         self.errors: dict[str, list[BaseException]] = {}
         self._ends: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
-        self.mailboxes = Mailboxes(self.take, lambda delivery, refusal: self.buried.append((delivery, refusal)))
+        self.busy: list[tuple[str, list[str]]] = []
+        """Who came behind whom."""
+        self.mailboxes = Mailboxes(
+            self.take, lambda delivery, refusal: self.buried.append((delivery, refusal)), self._came_behind
+        )
+
+    def _came_behind(self, received: RequestDelivery, earlier: Sequence[RequestDelivery]) -> None:
+        self.busy.append((received.request.run_id, [one.request.run_id for one in earlier]))
 
     async def take(self, received: RequestDelivery) -> None:
         run_id, session_id = received.request.run_id, received.request.session_id
@@ -213,3 +221,27 @@ async def test_a_take_that_ends_with_a_cancelled_error_of_its_own_loses_nothing_
     taker.end("b", "c")
     await taker.mailboxes.drained()
     assert taker.taken == ["b", "c"]
+
+
+async def test_a_request_is_told_behind_which_others_of_its_session_it_came(taker: Taker) -> None:
+    taker.put("r1", "r2")
+    taker.put("r3", session="s2")
+    await eventually(lambda: taker.begun == ["r1", "r3"])
+    taker.end("r1")
+    await eventually(lambda: taker.begun == ["r1", "r3", "r2"])
+    taker.put("r4")
+    assert taker.busy == [("r2", ["r1"]), ("r4", ["r2"])]
+    taker.end("r2", "r3", "r4")
+    await taker.mailboxes.drained()
+
+
+async def test_the_same_request_again_is_not_behind_itself_nor_behind_what_is_settled(taker: Taker) -> None:
+    taker.put("r1", "r1")
+    assert taker.busy == []
+    settled = a_request_delivery("r2", "s1")
+    taker.mailboxes.put(settled)
+    settled.settled = True
+    taker.put("r3")
+    assert taker.busy == [("r2", ["r1", "r1"]), ("r3", ["r1", "r1"])]
+    taker.end("r1", "r2", "r3")
+    await taker.mailboxes.drained()

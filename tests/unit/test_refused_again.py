@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from schemas.ids import SessionType
 from schemas.replies import RunReply
@@ -28,10 +29,13 @@ from worker.intake.delivery import Delivery, RequestDelivery
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.replies import ReplyPublisher
 from worker.sessions.claim import Claim, Receipt, SessionRow
+from worker.sessions.lanes import Lane
 from worker.sessions.store import SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
 from worker.turn import TurnTaker
+from worker.turns.ending import Ending
+from worker.turns.running import RunningRuns
 
 
 class _Claimed:
@@ -50,6 +54,8 @@ class _Claimed:
 
 class _Sessions:
     """One session, and the receipts."""
+
+    first_lane = Lane(SecretStr(""), "ai", 0)
 
     def __init__(self, session: SessionRow | None) -> None:
         self._session = session
@@ -84,7 +90,7 @@ async def _never(*_: object) -> None:
     ("asked", "session", "properties", "code"),
     [
         ({"team_id": "unknown"}, None, {}, "unknown_target"),
-        ({"on_busy": "reject"}, None, {}, "not_supported"),
+        ({"on_busy": "coalesce"}, None, {}, "not_supported"),
         ({"user_id": "u2"}, {"user_id": "u1"}, {}, "session_forbidden"),
         ({}, {"session_type": SessionType.AGENT}, {}, "session_target_mismatch"),
         ({}, None, {"priority": 5}, "unsupported_property"),
@@ -104,7 +110,14 @@ async def test_a_refused_request_that_is_delivered_again_later_gets_the_same_byt
     executors: Executors = {executor.target: executor}
     store = cast("SessionStore", sessions)
     in_order = RepliesInOrder(cast("ReplyPublisher", replies))
-    taker = TurnTaker(store, executors, in_order, Summaries(store), Settings(), bury=_never)
+    running = RunningRuns(store)
+    taker = TurnTaker(
+        *(store, executors, in_order, Summaries(store), Settings()),
+        running=running,
+        ending=Ending("ai"),
+        publish=lambda *_: None,
+        bury=_never,
+    )
     request, messages = a_request(**asked), []
     for seconds in (1_900_000_000.0, 1_900_000_100.0):
         monkeypatch.setattr(time, "time", lambda now=seconds: now)

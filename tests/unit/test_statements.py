@@ -53,6 +53,7 @@ def _claimed(position: int = 0, **fields: Any) -> dict[str, Any]:
         "history": None,
         "attempts": 0,
         "fruitless": 0,
+        "cancelled": False,
     }
     return made | fields
 
@@ -70,11 +71,27 @@ def _claim(record: dict[str, Any]) -> Claim:
 
 def test_the_rows_of_a_claim_are_one_json_array_with_their_positions() -> None:
     (argument,) = CLAIM.arguments(
-        [ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None, summarized=True, fingerprint=b"\xff")]
+        [ClaimRow("r1", "s1", 3), ClaimRow("rö", 's"2', None, summarized=True, fingerprint=b"\xff", user_id="ü")]
     )
     assert json.loads(argument) == [
-        {"position": 0, "run_id": "r1", "session_id": "s1", "history_runs": 3, "summarized": False, "request": ""},
-        {"position": 1, "run_id": "rö", "session_id": 's"2', "history_runs": None, "summarized": True, "request": "ff"},
+        {
+            "position": 0,
+            "run_id": "r1",
+            "session_id": "s1",
+            "user_id": None,
+            "history_runs": 3,
+            "summarized": False,
+            "request": "",
+        },
+        {
+            "position": 1,
+            "run_id": "rö",
+            "session_id": 's"2',
+            "user_id": "ü",
+            "history_runs": None,
+            "summarized": True,
+            "request": "ff",
+        },
     ]
 
 

@@ -6,19 +6,24 @@ import asyncio
 import json
 import os
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
 
+from schemas.events import MemberFinished, MemberStarted, RunEvent, RunStarted, ToolStarted
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
-from worker.cli.terminal import printable
+from worker.cli.terminal import cut, one_line, printable
 from worker.client import RunClient
 from worker.errors import StartupError
 from worker.executors.turn import text_of
 from worker.settings import Settings
+
+_ARGUMENTS_COLUMNS: Final = 50
 
 
 def ask(
@@ -31,6 +36,7 @@ def ask(
     user: Annotated[str | None, typer.Option("--user", help="Whose session it is.")] = None,
     continued: Annotated[bool, typer.Option("--continue", help="Go on with the session that was asked last.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)] = 600,
 ) -> None:
     """Publish one request and print its reply.
@@ -40,6 +46,9 @@ def ask(
     \b
       teamturn ask "What is the capital of France?" --team capital
       teamturn ask "What was my question?" --continue
+      teamturn ask "Tell me a story." --continue --stream
+
+    With --stream what members and tools do is told on standard error, as it happens; with --json each event is a line.
 
     Exit code 0 if the run completed, 1 if not, 2 for a mistake.
     """  # noqa: D301 - \b has typer keep the lines below it
@@ -63,21 +72,68 @@ def ask(
         raise StartupError(_mistake(error)) from None
     # Before the answer is there: who does not wait for it can go on with the session all the same.
     _remember(request)
-    reply = asyncio.run(_reply_to(request, settings, timeout))
-    typer.echo(reply.model_dump_json(indent=2) if as_json else printable(text_of(reply.content)))
+    if stream:
+        reply = asyncio.run(_streamed(request, settings, timeout, as_json=as_json))
+    else:
+        reply = asyncio.run(_reply_to(request, settings, timeout))
+        typer.echo(reply.model_dump_json(indent=2) if as_json else printable(text_of(reply.content)))
     typer.echo(_footer(reply), err=True)
     raise typer.Exit(0 if reply.status is RunStatus.COMPLETED else 1)
 
 
-async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: float) -> RunReply:
+@asynccontextmanager
+async def _client(request: RunRequest, settings: Settings, timeout_seconds: float) -> AsyncIterator[RunClient]:
     async with RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client:
         try:
-            return await client.run(request, timeout_seconds=timeout_seconds)
+            yield client
         except TimeoutError:
             raise StartupError(
                 f"no reply within {timeout_seconds:g} s; is a worker running? The request stays queued, and the answer "
                 f"will be in the session {request.session_id}"
             ) from None
+
+
+async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: float) -> RunReply:
+    async with _client(request, settings, timeout_seconds) as client:
+        return await client.run(request, timeout_seconds=timeout_seconds)
+
+
+async def _streamed(request: RunRequest, settings: Settings, timeout_seconds: float, *, as_json: bool) -> RunReply:
+    """Print a run's events as they happen, and return its reply."""
+    written = False
+    async with (
+        _client(request, settings, timeout_seconds) as client,
+        aclosing(client.stream(request, timeout_seconds=timeout_seconds)) as events,
+    ):
+        async for event in events:
+            if as_json:
+                typer.echo(event.model_dump_json())
+            elif event.type == "content_delta" and event.member_run_id is None:
+                typer.echo(printable(event.text), nl=False)
+                written = True
+            elif (line := _told(event)) is not None:
+                typer.echo(line, err=True)
+            if event.type == "run_finished":
+                if not as_json:
+                    # Structured output, and what was recorded before a crash, is written by no model here.
+                    typer.echo("" if written else printable(text_of(event.reply.content)))
+                return event.reply
+    raise AssertionError("a stream ends with run_finished")
+
+
+def _told(event: RunEvent) -> str | None:
+    """Return a line that says what happens beside the answer."""
+    match event:
+        case MemberStarted():
+            return f"· {one_line(event.member_id)} …"
+        case MemberFinished() if event.status is not RunStatus.COMPLETED:
+            return f"· {one_line(event.member_id)}: {event.status.value}"
+        case ToolStarted():
+            return f"· {one_line(event.tool)}({cut(one_line(text_of(event.arguments)), _ARGUMENTS_COLUMNS)})"
+        case RunStarted() if event.resumed_behind is not None:
+            return f"· goes on, attempt {event.attempt}"
+        case _:
+            return None
 
 
 def _mistake(error: ValidationError) -> str:

@@ -19,6 +19,7 @@ from schemas.requests import RunRequest
 from worker.errors import (
     ExecutorFailed,
     InvalidResult,
+    RunCancelled,
     StoreUnavailable,
     TurnFailed,
 )
@@ -96,6 +97,8 @@ async def attempt(
         outcome = await _completed(executor, turn, time_limit)
         completed = True
     except _Stopped as stopped:
+        if isinstance(stopped.reason, RunCancelled):
+            return cancelled(turn, stopped.reason)
         if isinstance(stopped.reason, TurnFailed):
             return failed(stopped.reason)
         raise stopped.reason from None
@@ -131,6 +134,16 @@ def _broken(executor: Executor, error: BaseException) -> Outcome:
 def failed(error: TurnFailed) -> Outcome:
     """Return the outcome of a turn that ended without an answer."""
     return Outcome(RunStatus.ERROR, content=None, session_state=None, error=error)
+
+
+def cancelled(turn: Turn, reason: RunCancelled) -> Outcome:
+    """Return the outcome of a turn that was cancelled: with the state as it was by then, if that can be stored."""
+    try:
+        state = as_json(turn.session_state, what="the session state")
+    except InvalidResult:
+        state = None
+    kept = state if isinstance(state, dict) and len(json_text(state)) <= MAX_STATE_BYTES else None
+    return Outcome(RunStatus.CANCELLED, content=None, session_state=kept, error=reason)
 
 
 async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcome:

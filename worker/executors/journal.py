@@ -130,7 +130,7 @@ class Journal:
         self._over = asyncio.Event()
         self._told: Callable[[], None] = lambda: None
         self.stopped: Exception | None = None
-        """Why the attempt must end now: the lane is lost, or a step is uncertain."""
+        """Why the attempt must end now: the lane is lost, a step is uncertain, or the run is cancelled."""
         self._making: set[object] = set()
         self._nothing_made = asyncio.Event()
         self.unrecorded: list[StepRecord] = []
@@ -142,6 +142,8 @@ class Journal:
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
         """Called when it has."""
+        self.changed: Callable[[StateChange], None] = lambda _: None
+        """Called when a step has changed the session's state."""
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
 
@@ -168,6 +170,12 @@ class Journal:
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called when the attempt must end."""
         self._told = told
+
+    def stop(self, reason: Exception) -> None:
+        """Have the attempt end now, wherever it is."""
+        if self.stopped is None:
+            self.stopped = reason
+            self._told()
 
     def close(self, *, completed: bool) -> None:
         """Say that the attempt is over: what its users' code left behind records nothing any more."""
@@ -213,6 +221,8 @@ class Journal:
                 raise
         record = {"result": result, "change": change.as_json()} if change else {"result": result}
         await self._record(asked, StepState.DONE, record, asked.tokens(result))
+        if change:
+            self.changed(change)
         return result
 
     def failure_of(self, key: str, path: str, state: dict[str, Any]) -> TurnFailed | None:
@@ -300,9 +310,7 @@ class Journal:
 
     async def _stop(self, reason: Exception) -> NoReturn:
         """End the attempt from outside: users' code could swallow what is raised here, and go on."""
-        if self.stopped is None:
-            self.stopped = reason
-            self._told()
+        self.stop(reason)
         await self._never()
 
     async def _never(self) -> NoReturn:

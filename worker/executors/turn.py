@@ -15,7 +15,8 @@ from schemas.ids import Target
 from schemas.replies import RunStatus
 from schemas.requests import Input, text_of_input
 from worker.errors import TurnFailed
-from worker.executors.json_values import json_text
+from worker.executors.events import Events
+from worker.executors.json_values import as_json, json_text
 from worker.executors.steps import Steps
 
 JsonObject = dict[str, Any]
@@ -223,6 +224,8 @@ class Turn:
     very long ones the last that fit into 16 MiB."""
     details: JsonObject = field(default_factory=dict, repr=False)
     """What is stored of the run beside what teamturn knows of it, in Agno's layout; most executors leave none."""
+    events: Events = field(default_factory=Events, repr=False)
+    """What is told of the turn while it goes on."""
     id_seed: str = field(default="", repr=False)
     """What the ids of members' runs are made from, the same in every attempt; only who knows the request knows it."""
 
@@ -261,7 +264,17 @@ class Turn:
         return await self.steps.run(name, fn, repeatable=repeatable)
 
     async def emit(self, event: Any) -> None:  # noqa: ANN401 - any JSON value
-        """Publish an event to those who watch the run; without `stream: true` in the request nobody does."""
+        """Publish a JSON value, as an event `custom`, to those who watch the run.
+
+        Without `stream: true` in the request nobody does. It waits for nobody.
+        """
+        if self.events.watched:
+            self.tell("custom", data=as_json(event, what="the event"))
+
+    def tell(self, type_: str, **fields: Any) -> None:  # noqa: ANN401 - the event's own fields
+        """Tell an event of this part of the turn to those who watch the run."""
+        own = None if self.run_id == self.events.run_id else self.run_id
+        self.events.tell(type_, member_run_id=own, **fields)
 
     def part(self, name: str, run_id: str, given: Input, messages: list[JsonObject]) -> Turn:
         """Return this turn as a member or a step takes part in it: the same session and state, a run of its own.

@@ -115,6 +115,12 @@ class RequestDelivery:
     """How many of its claims were outdated when they were to be committed."""
     outlived: int = 0
     """How many of its attempts ended here without a recorded step, though the worker lives; to be uncounted."""
+    busy: bool = False
+    """Whether its session was busy when it came: an earlier request of it, another one, was here and not finished."""
+    judged: asyncio.Task[None] | None = None
+    """What looks, beside the session's turns, whether it can be answered for that at once."""
+    settled: bool = False
+    """Whether it was."""
     attempts: int = 0
     """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
 

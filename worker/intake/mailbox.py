@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
@@ -15,6 +15,7 @@ from worker.intake.delivery import Delivery, RequestDelivery
 
 Take = Callable[[RequestDelivery], Awaitable[None]]
 Bury = Callable[[Delivery, RequestRefused], None]
+Busy = Callable[[RequestDelivery, Sequence[RequestDelivery]], None]
 
 _RETRY_SECONDS: Final = (0.1, 1.0, 0.0)
 
@@ -28,10 +29,11 @@ class Mailboxes:
     leaves and comes back: within a worker it is the mailbox that keeps two turns of a session apart.
     """
 
-    def __init__(self, take: Take, bury: Bury) -> None:
-        """`bury` is given what `take` kept failing on."""
+    def __init__(self, take: Take, bury: Bury, busy: Busy = lambda *_: None) -> None:
+        """`bury` is given what `take` kept failing on; `busy` a request and the unfinished ones that it came behind."""
         self._take = take
         self._bury = bury
+        self._busy = busy
         self._boxes: dict[str, deque[RequestDelivery]] = {}
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -44,7 +46,11 @@ class Mailboxes:
         session_id = delivery.request.session_id
         box = self._boxes.get(session_id)
         if box is not None:
+            run_id = delivery.request.run_id
+            earlier = [one for one in box if one.request.run_id != run_id and not one.settled]
             box.append(delivery)
+            if earlier:
+                self._busy(delivery, earlier)
             return
         self._boxes[session_id] = deque([delivery])
         task = asyncio.create_task(self._serve(session_id), name=f"mailbox {session_id}")

@@ -46,15 +46,20 @@ class Consumers:
         received: Callable[[Delivery], None],
         lost: Callable[[], None],
         name: str,
+        announced: bool = True,
         longest_held_seconds: float = LONGEST_HELD_SECONDS,
     ) -> None:
-        """`received` is called with each delivery, in order; `lost` after some deliveries have died."""
+        """`received` is called with each delivery, in order; `lost` after some deliveries have died.
+
+        The log says which partitions are wanted and consumed, if they are `announced`.
+        """
         self._url = url
         self._topology = topology
         self._prefetch = prefetch
         self._received = received
         self._lost = lost
         self._name = name
+        self._announced = announced
         self._longest_held_seconds = longest_held_seconds
         self._changed = asyncio.Event()
         self._told: Callable[[], None] = lambda: None
@@ -83,7 +88,8 @@ class Consumers:
         """Consume these queues and no others. What is given up dies here and now; its channel is closed for it."""
         if queues == self.wanted:
             return
-        _log.info("partitions_wanted", queues=len(queues), gained=len(queues - self.wanted))
+        if self._announced:
+            _log.info("partitions_wanted", queues=len(queues), gained=len(queues - self.wanted))
         self.wanted = queues
         for life, queue in self._active.items():
             if queue not in queues:
@@ -239,7 +245,7 @@ class Consumers:
                 return
 
     def _say_if_all_are_consumed(self) -> None:
-        if self.wanted and self.consuming == self.wanted != self._said:
+        if self._announced and self.wanted and self.consuming == self.wanted != self._said:
             _log.info("worker_consuming", queues=len(self.wanted))
             self._said = self.wanted
 

@@ -27,7 +27,7 @@ def read_request(body: bytes, message_id: str | None, *, largest_bytes: int) -> 
         raise RequestRefused(
             ErrorCode.REQUEST_TOO_LARGE, f"the body has {len(body)} bytes; the limit is {largest_bytes}"
         )
-    fields = _parsed(body)
+    fields = parsed_object(body)
     if fields.get("run_id") is None:
         if not message_id:
             raise RequestRefused(ErrorCode.MISSING_RUN_ID, "neither run_id nor the AMQP message_id is set")
@@ -35,13 +35,13 @@ def read_request(body: bytes, message_id: str | None, *, largest_bytes: int) -> 
     try:
         return RunRequest.model_validate(fields)
     except ValidationError as error:
-        raise RequestRefused(ErrorCode.INVALID_REQUEST, _reason(error)) from None
+        raise RequestRefused(ErrorCode.INVALID_REQUEST, reason_of(error)) from None
 
 
 def known_ids(body: bytes, message_id: str | None, *, largest_bytes: int) -> dict[str, str]:
     """Return what can be told of a message that is no request, for its reply: its valid ids, by the reply's fields."""
     try:
-        fields = _parsed(body) if len(body) <= largest_bytes else {}
+        fields = parsed_object(body) if len(body) <= largest_bytes else {}
     except RequestRefused:
         fields = {}
     run_id = fields.get("run_id") if fields.get("run_id") is not None else message_id
@@ -64,7 +64,8 @@ def _is_id(value: Any) -> bool:  # noqa: ANN401 - whatever was sent
     return True
 
 
-def _parsed(body: bytes) -> dict[str, Any]:
+def parsed_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that a body is. Raises RequestRefused."""
     try:
         fields = from_json(body.decode("utf-8"), allow_inf_nan=False)
         # What JSON's grammar allows and no database stores: 1e400, 5,000 levels; and what would take too long. The
@@ -81,7 +82,8 @@ def _parsed(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _reason(error: ValidationError) -> str:
+def reason_of(error: ValidationError) -> str:
+    """Return what is wrong with a message: the field, and never its value."""
     # Of a union's complaints, the deepest is about what was meant.
     first = max(error.errors(include_url=False, include_input=False), key=lambda one: len(one["loc"]))
     message = first["msg"].removeprefix("Value error, ")

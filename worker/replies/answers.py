@@ -22,11 +22,19 @@ class Timing:
     ended: float
 
 
-def rejected(request: RunRequest, code: ErrorCode, message: str, *, now: float, retryable: bool = False) -> RunReply:
+def rejected(
+    request: RunRequest,
+    code: ErrorCode,
+    message: str,
+    *,
+    now: float,
+    retryable: bool = False,
+    status: RunStatus = RunStatus.REJECTED,
+) -> RunReply:
     """Return the reply to a request that is not executed."""
     return RunReply(
         **_address(request),
-        status=RunStatus.REJECTED,
+        status=status,
         error=RunError(code=code, message=_plain(message), retryable=retryable),
         created_at=int(now),
         completed_at=int(now),

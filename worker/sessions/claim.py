@@ -55,6 +55,8 @@ class Claim:
     """How often the run was started before, as far as recorded."""
     fruitless: int = 0
     """How many of these starts came to nothing: no step was recorded, and no worker that stops ended them."""
+    cancelled: bool = False
+    """Whether its user has said that the run is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ class ClaimRow:
     """Whether the session's summary is read, and with it the runs that it does not cover yet."""
     fingerprint: bytes = b""
     """The request's; its journal is found by it."""
+    user_id: str | None = None
+    """Whose it is: only they can have cancelled it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ def _claim_arguments(rows: Sequence[ClaimRow]) -> Sequence[Any]:
             "position": position,
             "run_id": row.run_id,
             "session_id": row.session_id,
+            "user_id": row.user_id,
             "history_runs": row.history_runs,
             "summarized": row.summarized,
             "request": row.fingerprint.hex(),
@@ -106,6 +109,7 @@ def _claim(record: asyncpg.Record) -> Claim:
         history=_runs(record["history"]),
         attempts=record["attempts"] or 0,
         fruitless=record["fruitless"] or 0,
+        cancelled=record["cancelled"],
     )
 
 
@@ -304,6 +308,22 @@ class SummaryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancellation:
+    """That a run is not wanted any more: said by who names its session and user."""
+
+    run_id: str
+    session_id: str
+    user_id: str | None
+
+
+def _cancelled(
+    rows: Sequence[tuple[str, ...]], records: Sequence[asyncpg.Record]
+) -> Sequence[frozenset[Cancellation] | Exception]:
+    found = frozenset(Cancellation(record["run_id"], record["session_id"], record["user_id"]) for record in records)
+    return [found] * len(rows)
+
+
+@dataclass(frozen=True, slots=True)
 class WholeRunsRow:
     """Runs of a session that are wanted as they are stored."""
 
@@ -395,6 +415,19 @@ UNLOCK: Final = Statement[str, None](
     text=sql.UNLOCK_SESSIONS,
     arguments=lambda session_ids: [list(session_ids)],
     results=lambda session_ids, _records: [None] * len(session_ids),
+)
+CANCEL_RUN: Final = Statement[Cancellation, None](
+    name="cancel_run",
+    text=sql.CANCEL_RUNS,
+    arguments=lambda rows: [to_json([asdict(row) for row in rows]).decode()],
+    results=lambda rows, _records: [None] * len(rows),
+)
+CANCELLED_RUNS: Final = Statement[tuple[str, ...], frozenset[Cancellation]](
+    name="cancelled_runs",
+    text=sql.CANCELLED_RUNS,
+    arguments=lambda rows: [[run_id for run_ids in rows for run_id in run_ids]],
+    results=_cancelled,
+    droppable=True,
 )
 COUNT_ATTEMPT: Final = Statement[StartRow, int](
     name="count_attempt",

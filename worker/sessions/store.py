@@ -30,6 +30,7 @@ from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.lock_table import LockBudget
 from worker.sessions.statements import (
     BeginRow,
+    Cancellation,
     ClaimRow,
     CommitOutcome,
     CommitRow,
@@ -218,7 +219,9 @@ class SessionStore:
         caller must not claim a session that it already holds: a lock is re-entrant within its connection. After the
         block the session is unlocked as soon as the lane comes to it.
         """
-        row = ClaimRow(request.run_id, request.session_id, history_runs, summarized, request.fingerprint)
+        row = ClaimRow(
+            request.run_id, request.session_id, history_runs, summarized, request.fingerprint, request.user_id
+        )
         await self.lock_budget.take()
         lane: LaneConnection | None = None
         try:
@@ -239,6 +242,15 @@ class SessionStore:
     async def uncount_attempt(self, request: RunRequest) -> None:
         """Record that this worker has outlived an attempt of the run. It needs no claim. Raises StoreUnavailable."""
         await self._lane_of(request.session_id).connection().submit(statements.UNCOUNT_ATTEMPT, request.run_id)
+
+    async def cancel(self, cancellation: Cancellation) -> None:
+        """Record that a run is not wanted any more, and have all workers told. Raises StoreUnavailable."""
+        lane = self._lane_of(cancellation.session_id).connection()
+        await lane.submit(statements.CANCEL_RUN, cancellation)
+
+    async def cancelled(self, run_ids: Sequence[str]) -> frozenset[Cancellation]:
+        """Return what was said of these runs. Raises StoreUnavailable."""
+        return await self.first_lane.connection().submit(statements.CANCELLED_RUNS, tuple(run_ids))
 
     async def unsummarized(self, session_id: str, *, after: int | None = None) -> Unsummarized | None:
         """Return what the session's summary lacks, in the runs after a run_index; None if there is no such session.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from worker.team.failures import translated_failures
 from worker.team.history import Prompt, history_messages
 from worker.team.hooks import TurnHooks
 from worker.team.session_context import SessionContext
+from worker.team.streaming import told_of
 from worker.team.transcript import transcript
 
 AnyAgent = Agent[Any, Any]
@@ -52,7 +54,10 @@ class AgentRunner:
         Raises TurnFailed for what a provider, a tool or a limit is at fault for.
         """
         history = history_messages(turn.history)
-        with capture_run_messages() as said, translated_failures(), budget.spent_here(), recorded_in(turn.steps):
+        surroundings = (translated_failures(), budget.spent_here(), recorded_in(turn.steps), told_of(turn))
+        with capture_run_messages() as said, ExitStack() as stack:
+            for one in surroundings:
+                stack.enter_context(one)
             try:
                 result = await self.agent.run(
                     prompt,

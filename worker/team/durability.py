@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic_ai import Agent, RunContext
-from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.agent import AbstractAgent, EventStreamHandler
 from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
@@ -31,7 +31,7 @@ from pydantic_ai.durable_exec import (
     RoleBasedOperationConfig,
     ToolsetCallToolId,
 )
-from pydantic_ai.messages import ModelMessage
+from pydantic_ai.messages import AgentStreamEvent, ModelMessage, PartDeltaEvent, PartStartEvent
 from pydantic_ai.models import Model, ModelRequestParameters
 from pydantic_ai.toolsets import AbstractToolset, ToolsetTool, WrapperToolset
 from pydantic_core import to_json, to_jsonable_python
@@ -40,6 +40,7 @@ from typing_extensions import override
 from worker.executors.journal import Asked
 from worker.executors.json_values import cleaned_json
 from worker.executors.steps import Steps
+from worker.team.streaming import is_watched, tell, tell_all
 from worker.team.toolsets import DELEGATES
 
 CONFIG_KEY: Final = "teamturn"
@@ -196,6 +197,20 @@ class TurnDurability(BaseDurabilityCapability[Any]):
     @override
     def in_durable_context(self) -> bool:
         return _steps.get() is not None
+
+    @override
+    def _effective_event_stream_handler(self) -> EventStreamHandler[Any] | None:
+        # Of the answer that is asked for: what is recorded is not told again.
+        return tell_all if is_watched() else None
+
+    @override
+    async def wrap_run_event_stream(
+        self, ctx: RunContext[Any], *, stream: AsyncIterable[AgentStreamEvent]
+    ) -> AsyncIterator[AgentStreamEvent]:
+        async for event in stream:
+            if not isinstance(event, PartStartEvent | PartDeltaEvent):
+                tell(event)
+            yield event
 
     @override
     def get_durable_operation_backend(self) -> DurableOperationBackend[Any]:

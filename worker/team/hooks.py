@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -18,6 +19,7 @@ from pydantic_ai import ModelRetry, RunContext
 from pydantic_ai.capabilities import AbstractCapability, WrapModelRequestHandler, WrapToolExecuteHandler
 from pydantic_ai.exceptions import AgentRunError, RetryModelRequest
 from pydantic_ai.messages import (
+    AgentStreamEvent,
     ModelResponse,
     ModelResponsePart,
     TextPart,
@@ -36,6 +38,7 @@ from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean, cleaned_json
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
+from worker.team.streaming import is_watched, tell
 from worker.team.toolsets import AsSteps, guarded
 
 _FIRST_WAIT_SECONDS: Final = 0.5
@@ -60,6 +63,21 @@ class TurnHooks(AbstractCapability[Any]):
     @override
     async def for_run(self, ctx: RunContext[Any]) -> TurnHooks:
         return TurnHooks(self.model_retries, self.as_steps)
+
+    @property
+    @override
+    def has_wrap_run_event_stream(self) -> bool:
+        # Where calls are steps, the durable engine tells what happens.
+        return self.as_steps is None and is_watched()
+
+    @override
+    async def wrap_run_event_stream(
+        self, ctx: RunContext[Any], *, stream: AsyncIterable[AgentStreamEvent]
+    ) -> AsyncIterator[AgentStreamEvent]:
+        async for event in stream:
+            if self.as_steps is None:
+                tell(event)
+            yield event
 
     @override
     async def wrap_model_request(

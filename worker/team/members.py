@@ -106,6 +106,7 @@ def begun_run(parent: Turn, target: Target, name: str, given: Input, call: str) 
 
 async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> None:
     """Have a member do what its run is for; the run says how it ended. Raises TurnFailed if the member failed."""
+    part.tell("member_started", member_id=member.target.id, parent_run_id=run.parent_run_id)
     try:
         run.content = as_json(await member.answer(run.input, part, budget), what=f"the answer of {member.target}")
         run.status = RunStatus.COMPLETED
@@ -118,6 +119,8 @@ async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> 
         run.status = RunStatus.ERROR
         run.error = failure_of(str(member.target), error)
         raise run.error from error
+    finally:
+        part.tell("member_finished", member_id=member.target.id, status=run.status.value)
 
 
 def failure_of(what: str, error: BaseException) -> TurnFailed:

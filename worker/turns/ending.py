@@ -7,7 +7,8 @@ from typing import Final
 
 import structlog
 
-from schemas.replies import RunReply
+from schemas.errors import ErrorCode
+from schemas.replies import RunReply, RunStatus
 from worker.decide import Refuse
 from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
@@ -39,6 +40,15 @@ class Ending:
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)
+        return body
+
+    async def cancelled(self, claimed: ClaimedSession) -> bytes:
+        """Return the reply's bytes to a request that was cancelled before it was started, stored."""
+        _log.info("turn_cancelled", started=False)
+        message = "the run was cancelled before it was started"
+        reply = rejected(claimed.request, ErrorCode.CANCELLED, message, now=time.time(), status=RunStatus.CANCELLED)
+        body = body_of(reply)
+        await claimed.keep_answer(reply, body)
         return body
 
     async def stored(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import structlog
 from structlog.contextvars import bind_contextvars
 
+from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
+from worker.executors.events import Events
 from worker.executors.journal import ENDED, Journal, StepRecord
 from worker.executors.turn import Executor, Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
@@ -24,11 +27,16 @@ _UNCOUNT_SECONDS: Final = 2.0
 _OUTAGE_SECONDS: Final = 600.0
 _RETRY_SECONDS: Final = 1.0
 
+PublishEvent = Callable[[RunRequest, dict[str, Any]], None]
+"""Publish an event's fields for a run. It doesn't wait, and never fails."""
+
 _log = structlog.get_logger()
 
 
-async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executor: Executor) -> Turn:
-    """Begin an attempt, and return its turn.
+async def begun_turn(
+    claimed: ClaimedSession, received: RequestDelivery, executor: Executor, publish: PublishEvent
+) -> Turn:
+    """Begin an attempt, and return its turn, whose events are told if its request asks for that.
 
     Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
     """
@@ -39,9 +47,10 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executo
         received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
     bind_contextvars(attempt=received.attempts)
-    if steps := finished_steps(earlier):
-        last = max(steps, key=lambda step: step.seq)
-        _log.info("turn_resumed", steps=len(steps), behind=last.key)
+    steps = finished_steps(earlier)
+    behind = max(steps, key=lambda step: step.seq).key if steps else None
+    if steps:
+        _log.info("turn_resumed", steps=len(steps), behind=behind)
     given = _given(claim, earlier)
     kept = Journal(
         claimed.record_steps if getattr(executor, "journal", True) else None,
@@ -51,9 +60,16 @@ async def begun_turn(claimed: ClaimedSession, received: RequestDelivery, executo
         context=given.as_json,
     )
     turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+    turn.events = _events_of(request, publish, turn.attempt)
+    kept.changed = lambda change: turn.events.tell("state_changed", changed=change.values, removed=change.removed)
+    turn.events.tell("run_started", resumed_behind=behind)
     if given.history and getattr(executor, "whole_history", False):
         turn.whole_history = await claimed.whole_runs([run.run_id for run in given.history])
     return turn
+
+
+def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Events:
+    return Events(partial(publish, request) if request.stream else None, run_id=request.run_id, attempt=attempt)
 
 
 def finished_steps(earlier: Earlier) -> list[StepRecord]:

@@ -1,0 +1,66 @@
+"""What a model writes and which tools it calls, told while it happens, where the run is watched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+from pydantic_ai import RunContext
+from pydantic_ai.messages import (
+    FunctionToolCallEvent,
+    FunctionToolResultEvent,
+    PartDeltaEvent,
+    PartStartEvent,
+    RetryPromptPart,
+    TextPart,
+    TextPartDelta,
+)
+
+from worker.executors.turn import Turn
+
+DELEGATING: Final = "delegate_task"
+"""Of this tool's calls the members' own events tell."""
+
+_watched: ContextVar[Turn | None] = ContextVar("the watched turn whose agent runs", default=None)
+
+
+@contextmanager
+def told_of(turn: Turn) -> Iterator[None]:
+    """Have what agents do in the block be told, if the turn is watched."""
+    token = _watched.set(turn if turn.events.watched else None)
+    try:
+        yield
+    finally:
+        _watched.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether what the agent does that runs here is told."""
+    return _watched.get() is not None
+
+
+async def tell_all(_: RunContext[Any], events: AsyncIterable[Any]) -> None:
+    """Tell each event of a model's answer: a handler of pydantic-ai's."""
+    async for event in events:
+        tell(event)
+
+
+def tell(event: object) -> None:
+    """Tell one event of pydantic-ai's."""
+    turn = _watched.get()
+    if turn is None:
+        return
+    match event:
+        case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+            if text:
+                turn.tell("content_delta", text=text)
+        case FunctionToolCallEvent(part=call) if call.tool_name != DELEGATING:
+            arguments = call.args_as_dict() if call.args else {}
+            turn.tell("tool_call_started", tool=call.tool_name, call_id=call.tool_call_id, arguments=arguments)
+        case FunctionToolResultEvent(part=result) if result.tool_name != DELEGATING:
+            failed = isinstance(result, RetryPromptPart)
+            turn.tell("tool_call_finished", tool=result.tool_name, call_id=result.tool_call_id, failed=failed)
+        case _:
+            pass

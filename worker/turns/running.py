@@ -1,0 +1,98 @@
+"""The runs that this worker is at, and how one of them is cancelled.
+
+What is said of a run before its claim the claim tells; what is said later Postgres tells all workers, by NOTIFY. A run
+is known here from before its claim on, so that nothing falls in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import structlog
+
+from schemas.requests import RunRequest
+from worker.errors import RunCancelled, StoreUnavailable
+from worker.executors.journal import Journal
+from worker.sessions.statements import Cancellation
+from worker.sessions.store import SessionStore
+
+CHANNEL: Final = "teamturn_cancelled"
+_RETRY_SECONDS: Final = 1.0
+
+_log = structlog.get_logger()
+
+
+class Run:
+    """One run that the worker is at."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
+        self._journal: Journal | None = None
+        self.cancelled = False
+        """Whether its user does not want it any more."""
+
+    @contextmanager
+    def attempted(self, journal: Journal) -> Iterator[None]:
+        """Have an attempt, of which this is the journal, end when the run is cancelled during the block."""
+        self._journal = journal
+        try:
+            if self.cancelled:
+                self._stop(journal)
+            yield
+        finally:
+            self._journal = None
+
+    def tell(self, said: frozenset[Cancellation]) -> None:
+        """Cancel the run if that was said of it."""
+        request = self._request
+        if self.cancelled or Cancellation(request.run_id, request.session_id, request.user_id) not in said:
+            return
+        self.cancelled = True
+        _log.info("run_cancelled", run_id=request.run_id, session_id=request.session_id)
+        if self._journal is not None:
+            self._stop(self._journal)
+
+    @staticmethod
+    def _stop(journal: Journal) -> None:
+        journal.stop(RunCancelled("the run was cancelled"))
+
+
+class RunningRuns:
+    """All of them."""
+
+    def __init__(self, sessions: SessionStore) -> None:
+        """To be made before the lanes are opened."""
+        self._sessions = sessions
+        self._runs: dict[Run, str] = {}
+        self._told = asyncio.Event()
+        sessions.first_lane.listen(CHANNEL, self._told.set)
+
+    @contextmanager
+    def entered(self, request: RunRequest) -> Iterator[Run]:
+        """Be at a run for the block."""
+        run = Run(request)
+        self._runs[run] = request.run_id
+        try:
+            yield run
+        finally:
+            del self._runs[run]
+
+    async def run(self) -> None:
+        """Cancel what is said to be cancelled, until the task is."""
+        while True:
+            await self._told.wait()
+            self._told.clear()
+            if not self._runs:
+                continue
+            try:
+                said = await self._sessions.cancelled(list(self._runs.values()))
+            except StoreUnavailable:
+                # The next connection tells as well; a statement that waited too long is asked again.
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._told.set()
+                continue
+            for run in tuple(self._runs):
+                run.tell(said)
