@@ -110,7 +110,7 @@ FROM_AGNO: Final = (
     ("`store_member_responses`", "always: they are runs of the session"),
     ("`knowledge`, `memory_manager`, `learning`", "a toolset of your own"),
     ("`get_member_information_tool`", "always: the leader is told who its members are"),
-    ("`stream`, `stream_events`", "not yet"),
+    ("`stream`, `stream_events`", "`stream: true` in the request, and the events of `{prefix}.events`"),
     ("`search_past_sessions`, `read_chat_history`, `skills`", "nothing; a tool of your own"),
     ("`share_member_interactions`, `compress_tool_results`, `input_schema`, `followups`", "nothing"),
 )
