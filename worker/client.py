@@ -202,10 +202,12 @@ async def _until_finished(
             coming.cancel()
         if coming.done() and not coming.cancelled():
             event = coming.result()
+            if event.type == "run_finished":
+                # Of a large reply the event has not all.
+                yield event.model_copy(update={"reply": await answered})
+                return
             last = event.number
             yield event
-            if event.type == "run_finished":
-                return
         elif answered.done() and limit is not None:
             yield _finished(answered.result(), request, last + 1)
             return

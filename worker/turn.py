@@ -264,7 +264,8 @@ class TurnTaker:
         self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
     ) -> _Answer:
         reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
-        turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
+        if turn.events.watched:  # a reply can be large
+            turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
 

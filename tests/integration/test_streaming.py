@@ -8,6 +8,7 @@ from typing import Any
 
 import aio_pika
 import pytest
+from pydantic import SecretStr
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
@@ -17,11 +18,13 @@ from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from tests.support.broker import TestBroker
 from tests.support.fleet import echo
+from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
 from worker.client import RunClient
 from worker.executors.function import executor
 from worker.executors.turn import Turn
+from worker.replies.events import LARGEST_EVENT_BYTES
 from worker.settings import Settings
 from worker.team.team import Team
 
@@ -225,6 +228,34 @@ async def test_a_client_s_stream_ends_with_the_reply(settings: Settings) -> None
     # It is not executed again: there is the reply, and nothing else to tell.
     assert len(again) == 1
     assert replayed.reply == last.reply
+
+
+async def test_a_client_s_stream_ends_with_all_of_a_large_reply(settings: Settings) -> None:
+    @executor("large")
+    async def large(_: Turn) -> str:
+        return "x" * (2 * LARGEST_EVENT_BYTES)
+
+    request = RunRequest(run_id="r1", session_id="s1", team_id="large", input="?")
+    async with (
+        worker_of(settings, large),
+        RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client,
+    ):
+        events = [event async for event in client.stream(request)]
+    last = events[-1]
+    assert last.type == "run_finished"
+    assert last.reply.content == "x" * (2 * LARGEST_EVENT_BYTES)
+
+
+async def test_events_go_on_when_their_connection_was_lost(settings: Settings, broker: TestBroker) -> None:
+    watcher = Watcher()
+    async with Proxy(settings.amqp_url.get_secret_value()) as line:
+        by_line = settings.model_copy(update={"amqp_url": SecretStr(line.url)})
+        async with worker_of(by_line, echo):
+            await watcher.consume(broker, "#")
+            await watcher.finished(await broker.ask("s1", run_id="before", stream=True))
+            line.cut()
+            events = await watcher.finished(await broker.ask("s1", run_id="after", stream=True))
+    assert [(event.type, event.number) for event in events[-2:]] == [("run_started", 1), ("run_finished", 2)]
 
 
 def test_keys_are_safe_and_short() -> None:

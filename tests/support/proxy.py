@@ -56,7 +56,7 @@ class Proxy:
             server_reader, server_writer = await asyncio.open_connection(self._target.host, self._target.port)
             writers.append(server_writer)
             async with asyncio.TaskGroup() as directions:
-                directions.create_task(_pass_on(client_reader, server_writer))
+                directions.create_task(self._ask(client_reader, server_writer))
                 directions.create_task(_pass_on(server_reader, client_writer))
         except (asyncio.CancelledError, OSError):
             pass  # cut: by the test, or by one of the sides
@@ -64,6 +64,10 @@ class Proxy:
             self._pipes.discard(task)
             for writer in writers:
                 writer.transport.abort()
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what the client says."""
+        await _pass_on(reader, writer)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from schemas.events import EVENT_TYPE, event_key
 from schemas.requests import RunRequest
-from worker.broker import BROKER_ERRORS, BrokerConnection, close_quietly, connect, strays_told
+from worker.broker import BrokerConnection, close_quietly, connect, strays_told
 from worker.errors import BrokerUnavailable, StartupError
 from worker.executors.json_values import cleaned_json
 from worker.intake.topology import Topology
@@ -38,6 +38,8 @@ class EventPublisher:
         self._exchange = topology.events
         self._name = name
         self._waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue(MOST_WAITING)
+        self._next: tuple[str, bytes] | None = None
+        """What was taken from there, and is not published yet."""
         self._bytes = 0
         self._dropped = 0
 
@@ -69,36 +71,39 @@ class EventPublisher:
     async def run(self) -> None:
         """Publish, over a connection that is made when there is something, until the task is cancelled."""
         while True:
-            first = await self._next()
+            await self._has_next()
             try:
                 connection = await connect(self._url, name=self._name)
             except (BrokerUnavailable, StartupError):
-                await asyncio.sleep(_RETRY_SECONDS)  # what was to be told is late by now
+                await asyncio.sleep(_RETRY_SECONDS)
                 continue
             try:
                 with strays_told():
-                    await self._publish_over(connection, first)
-            except (BrokerUnavailable, *BROKER_ERRORS) as error:
+                    await self._publish_over(connection)
+            except Exception as error:  # noqa: BLE001 - whatever it is, no turn may suffer for an event
                 _log.info("events_interrupted", reason=type(error).__name__)
             finally:
                 await connection.close()
 
-    async def _publish_over(self, connection: BrokerConnection, first: tuple[str, bytes]) -> None:
+    async def _publish_over(self, connection: BrokerConnection) -> None:
         channel = connection.amqp.channel(publisher_confirms=False)
         try:
             await channel.initialize()
             exchange = await channel.get_exchange(self._exchange, ensure=False)
-            key, body = first
-            while not connection.lost.is_set():
+            while True:
+                key, body = await self._has_next()
+                if connection.lost.is_set():
+                    return  # for the next connection
+                self._next = None
                 message = Message(
                     body, content_type="application/json", delivery_mode=DeliveryMode.NOT_PERSISTENT, type=EVENT_TYPE
                 )
                 await exchange.publish(message, key, mandatory=False)
-                key, body = await self._next()
         finally:
             await close_quietly(channel)
 
-    async def _next(self) -> tuple[str, bytes]:
-        key, body = await self._waiting.get()
-        self._bytes -= len(body)
-        return key, body
+    async def _has_next(self) -> tuple[str, bytes]:
+        if self._next is None:
+            self._next = await self._waiting.get()
+            self._bytes -= len(self._next[1])
+        return self._next

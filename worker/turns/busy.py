@@ -21,7 +21,7 @@ from structlog.contextvars import bound_contextvars
 
 from schemas.requests import OnBusy
 from worker.decide import Execute, Refuse, decide
-from worker.errors import SessionBusyElsewhere, StatementRefused, StoreUnavailable
+from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.intake.delivery import RequestDelivery
 from worker.replies.in_order import RepliesInOrder
@@ -63,7 +63,7 @@ class BusySessions:
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id):
             try:
                 await self._judge(received, earlier)
-            except (SessionBusyElsewhere, StoreUnavailable, StatementRefused) as error:
+            except (SessionBusyElsewhere, StoreUnavailable, StatementRefused, ClaimOutdated) as error:
                 _log.info("busy_not_judged", reason=str(error), consequence="it is judged in its place")
             except Exception:  # noqa: BLE001 - whatever it is, the request has its place
                 _log.exception("busy_not_judged", consequence="it is judged in its place")
