@@ -125,6 +125,17 @@ async def test_show_sends_nothing_to_the_terminal_but_text(stage: Stage, session
     assert [character for character in out if character in "\x1b\x9b\x07"] == []
 
 
+@pytest.mark.parametrize("command", [("show", "--json"), ("export",)], ids=" ".join)
+async def test_json_sends_nothing_to_the_terminal_but_text_and_says_the_same(
+    stage: Stage, session: str, command: tuple[str, ...]
+) -> None:
+    hostile = "clear \x1b[2J the \x9b2J screen \x07 \x7f"
+    await answered(stage, session, hostile)
+    _, out, _ = await sessions(stage, command[0], session, *command[1:])
+    assert [character for character in out if character in "\x1b\x9b\x07\x7f"] == []
+    assert json.loads(out)["runs"][0]["content"] == hostile
+
+
 async def test_show_json_has_the_fifteen_columns_in_order(stage: Stage, session: str) -> None:
     await answered(stage, session, "one", "two")
     code, out, _ = await teamturn(stage.settings, "sessions", "show", session, "--json")

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from schemas.events import MemberFinished, MemberStarted, RunEvent, RunStarted, ToolStarted
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
-from worker.cli.terminal import cut, one_line, printable
+from worker.cli.terminal import cut, json_line, one_line, printable
 from worker.client import RunClient
 from worker.errors import StartupError
 from worker.executors.turn import text_of
@@ -76,7 +76,7 @@ def ask(
         reply = asyncio.run(_streamed(request, settings, timeout, as_json=as_json))
     else:
         reply = asyncio.run(_reply_to(request, settings, timeout))
-        typer.echo(reply.model_dump_json(indent=2) if as_json else printable(text_of(reply.content)))
+        typer.echo(json_line(reply, indent=2) if as_json else printable(text_of(reply.content)))
     typer.echo(_footer(reply), err=True)
     raise typer.Exit(0 if reply.status is RunStatus.COMPLETED else 1)
 
@@ -107,7 +107,7 @@ async def _streamed(request: RunRequest, settings: Settings, timeout_seconds: fl
     ):
         async for event in events:
             if as_json:
-                typer.echo(event.model_dump_json())
+                typer.echo(json_line(event))
             elif event.type == "content_delta" and event.member_run_id is None:
                 typer.echo(printable(event.text), nl=False)
                 written = True

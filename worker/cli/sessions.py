@@ -15,7 +15,7 @@ from rich.console import Console
 
 from schemas.fleet import SessionHolder
 from schemas.ids import SessionType
-from worker.cli.terminal import age, one_line, printable
+from worker.cli.terminal import age, json_line, one_line, printable
 from worker.cli.times import moment_of
 from worker.cli.transcripts import print_session, session_table
 from worker.errors import StartupError
@@ -73,7 +73,7 @@ def list_command(
     shown = found[:limit]
     if as_json:
         for session in shown:
-            typer.echo(session.model_dump_json())
+            typer.echo(json_line(session))
         return
     if shown:
         Console().print(session_table(shown))
@@ -102,7 +102,7 @@ def show_command(
     if session is None:
         raise StartupError(f"there is no session {session_id!r}")
     if as_json:
-        typer.echo(session.model_dump_json())
+        typer.echo(json_line(session))
         return
     turns = [number for number, run in enumerate(session.runs) if is_turn(run)]
     earlier = not whole and len(turns) > last
@@ -126,7 +126,7 @@ def who_command(
     holders = _on_database(lambda connection: session_holders(connection, session_id))
     for holder in holders:
         if as_json:
-            typer.echo(holder.model_dump_json())
+            typer.echo(json_line(holder))
         else:
             _print_holder(holder)
     if not holders:
@@ -207,7 +207,7 @@ def export_command(
             if session is None and session_ids:
                 raise StartupError(f"there is no session {session_id!r}")
             if session is not None:  # else it was deleted meanwhile
-                file.write(session.model_dump_json() + "\n")
+                file.write(json_line(session) + "\n")
                 number += 1
         return number
 

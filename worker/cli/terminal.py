@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import time
 import unicodedata
 from typing import Final
 
+from pydantic import BaseModel
 from rich.text import Text
 
 _KILO: Final = 1000
+_CONTROL: Final = re.compile("[\x7f-\x9f]")
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
 def printable(text: str) -> str:
     """Return text that a terminal only shows: a model's answer must not move its cursor or set its title."""
     return "".join(one if one in "\n\t" or unicodedata.category(one) != "Cc" else "\ufffd" for one in text)
+
+
+def json_line(model: BaseModel, *, indent: int | None = None) -> str:
+    """Return a model as JSON that a terminal only shows: JSON escapes the control characters below U+0020 only."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", model.model_dump_json(indent=indent))
 
 
 def age(seconds_since_epoch: int) -> str:
