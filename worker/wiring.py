@@ -152,16 +152,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             name=application_name("intake"),
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
-        controlling = Consumers(
-            settings.amqp_url,
-            topology,
-            prefetch=settings.prefetch,
-            received=control.received,
-            lost=lambda: None,
-            name=application_name("control"),
-            announced=False,
-        )
-        controlling.want(frozenset({topology.control}))
+        controlling = _consumers_of_control(settings, topology, control)
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
         fleet = Fleet(membership, consumers, topology, sessions)
         await _as_startup(sessions.open())
@@ -196,6 +187,21 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             background=background,
             settings=settings,
         )
+
+
+def _consumers_of_control(settings: Settings, topology: Topology, control: Control) -> Consumers:
+    """Return what brings control messages in, over a connection of its own: requests may keep theirs busy."""
+    consumers = Consumers(
+        settings.amqp_url,
+        topology,
+        prefetch=settings.prefetch,
+        received=control.received,
+        lost=lambda: None,
+        name=application_name("control"),
+        announced=False,
+    )
+    consumers.want(frozenset({topology.control}))
+    return consumers
 
 
 def _cancellation(said: CancelRequest) -> Cancellation:
