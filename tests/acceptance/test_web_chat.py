@@ -7,14 +7,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.acceptance.stage import Stage, json_of, staged
+from tests.acceptance.stage import Stage, staged
 from tests.support.browser import chromium
-from tests.support.waiting import eventually
 from tests.support.web_chat import WebChat
 from worker.sandbox import Sandbox
 
@@ -201,6 +199,82 @@ async def test_what_a_model_writes_stays_text(window: Window) -> None:
     assert await window.page.title() == "Something hostile · teamturn chat"
 
 
+MARKDOWN = {
+    "one\ntwo\n\nthree": "<p>one\ntwo</p><p>three</p>",
+    "# Title #\ntext": "<h3>Title</h3><p>text</p>",
+    "**bold**, *leaning*, _too_, ~~gone~~, `co*de*`": "<p><strong>bold</strong>, <em>leaning</em>, <em>too</em>, "
+    "<del>gone</del>, <code>co*de*</code></p>",
+    "snake_case_name and 2 * 3 * 4": "<p>snake_case_name and 2 * 3 * 4</p>",
+    r"\*plain\*": "<p>*plain*</p>",
+    "- a\n- b\n  - c\n\n1. one\n2. two": "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul>"
+    '<ol start="1"><li>one</li><li>two</li></ol>',
+    "> said\n> so": "<blockquote><p>said\nso</p></blockquote>",
+    "```py\n<b>\n\nb\n```\nafter": '<pre data-language="py"><code>&lt;b&gt;\n\nb</code></pre><p>after</p>',
+    "```\nstill being written": "<pre><code>still being written</code></pre>",
+    "a | b\n--|--\n1 | **2**": '<div class="wide"><table><thead><tr><th>a</th><th>b</th></tr></thead>'
+    "<tbody><tr><td>1</td><td><strong>2</strong></td></tr></tbody></table></div>",
+    "---": "<hr>",
+    "[site](https://a.example/b_c_d)": '<p><a href="https://a.example/b_c_d" target="_blank" '
+    'rel="noopener noreferrer">site</a></p>',
+    "see https://a.example/x, yes": '<p>see <a href="https://a.example/x" target="_blank" '
+    'rel="noopener noreferrer">https://a.example/x</a>, yes</p>',
+    "[x](javascript:alert(1)) [y](data:text/html,z) [z](/c/other)": "<p>[x](javascript:alert(1)) "
+    "[y](data:text/html,z) [z](/c/other)</p>",
+    "<b>&amp;</b>": "<p>&lt;b&gt;&amp;amp;&lt;/b&gt;</p>",
+}
+"""What models write, and what it is shown as."""
+
+
+async def test_markdown_is_shown_as_what_it_means(window: Window) -> None:
+    shown = await window.page.evaluate(
+        """async (texts) => {
+            const { render } = await import("/static/markdown.js");
+            const shown = document.createElement("div");
+            return texts.map((text) => (shown.replaceChildren(render(text)), shown.innerHTML));
+        }""",
+        list(MARKDOWN),
+    )
+    assert dict(zip(MARKDOWN, shown, strict=True)) == MARKDOWN
+
+
+PIECES = [
+    "*a ",
+    "**a _b_ ",
+    "__a",
+    "[a](",
+    "[a](b",
+    "![",
+    "> ",
+    "`a",
+    "``a`",
+    "1. ",
+    "- ",
+    "| a |\n|-|\n",
+    "```\n",
+    "~~a",
+    "_a ",
+]
+PIECES += ["http://", "https://a.b(", "\\*", "(", ") ", "  - a\n"]
+
+
+async def test_no_text_takes_the_page_long(window: Window) -> None:
+    """Whatever a model writes, in one paragraph or many, the page can be used."""
+    lengths = [(100_000, 1), (19_900, 5), (1_000, 100)]
+    texts = [(piece * (length // len(piece)) + "\n\n") * times for piece in PIECES for length, times in lengths]
+    milliseconds = await window.page.evaluate(
+        """async (texts) => {
+            const { render } = await import("/static/markdown.js");
+            return texts.map((text) => {
+                const began = performance.now();
+                render(text);
+                return performance.now() - began;
+            });
+        }""",
+        texts,
+    )
+    assert {text[:9]: took for text, took in zip(texts, milliseconds, strict=True) if took > 1_000} == {}
+
+
 async def test_somebody_else_can_neither_read_nor_stop_nor_go_on_with_a_conversation(
     site: Site, window: Window
 ) -> None:
@@ -275,9 +349,7 @@ async def test_the_keyboard_is_enough(window: Window) -> None:
     await expect(window.page.locator(".question p")).to_have_text("Two\nlines")
 
 
-async def test_on_a_telephone_the_list_is_a_drawer_and_nothing_is_wider_than_the_screen(
-    site: Site, window: Window
-) -> None:
+async def test_on_a_telephone_the_list_is_a_drawer_and_nothing_is_wider_than_the_screen(window: Window) -> None:
     await window.page.set_viewport_size({"width": 390, "height": 760})
     await window.ask("Trains to Venice?", team="travel")
     await window.finished()

@@ -28,7 +28,7 @@ HOSTILE = """<script>document.title = "taken"</script><img src=x onerror="docume
 <b onclick="document.title = 'taken'">bold</b>
 ```"""
 
-ANSWER = """Yes. **Take the 06:25 on Saturday** – you are in Venice before the rain:
+ANSWER = """Yes. **Take the 06:25 on Saturday**: you are in Venice before the rain:
 
 | leaves Vienna | changes | arrives Venice |
 |---|---|---|

@@ -16,6 +16,7 @@ of a tool call are a FunctionToolCallEvent and a FunctionToolResultEvent, for a 
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final, Self
@@ -23,7 +24,7 @@ from typing import Final, Self
 from teamturn import RunClient, RunRequest
 from worker.errors import BrokerUnavailable
 
-HEARTBEAT_SECONDS: Final = 15.0
+HEARTBEAT_SECONDS: Final = float(os.environ.get("WEB_CHAT_HEARTBEAT", "15"))
 """Proxies close what is silent for longer, commonly 30 to 60 seconds."""
 MOST_EVENTS: Final = 50_000
 """Of one run: what is beyond is left out, but for the last one, which has the reply."""

@@ -10,6 +10,7 @@ TEAMTURN_DB_SCHEMA as the workers do, and
 | WEB_CHAT_TEAMS | demo,panel | the ids of the teams that can be talked to; the first one is the default |
 | WEB_CHAT_HOST, _PORT | 127.0.0.1, 8000 | where it listens |
 | WEB_CHAT_NAMES | localhost,127.0.0.1 | the host names it is reached by; others are refused |
+| WEB_CHAT_HEARTBEAT | 15 | seconds after which a silent stream says that it is there |
 | WEB_CHAT_SECRET | made, and kept in a file | what cookies and ids are signed with; several gateways need the same |
 
 It imports no model libraries and keeps nothing: conversations are in Postgres, and a gateway that is restarted, or
@@ -27,6 +28,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -66,7 +68,7 @@ MOST_STREAMS: Final = 6
 """Of one user, at once: a browser keeps no more to one server by HTTP/1.1."""
 COOKIE: Final = "web_chat_user"
 _A_YEAR_SECONDS: Final = 365 * 24 * 3600
-_TITLE_CHARACTERS: Final = 60
+_TITLE_CHARACTERS: Final = 80
 
 HEADERS: Final = {
     # Scripts and styles of our own files only; and no script may turn text into HTML (trusted types).
@@ -307,8 +309,8 @@ def _request(asked: Asked, user_id: str, session_id: str, run_id: str, team: str
 
 
 def _title(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _TITLE_CHARACTERS else f"{line[:_TITLE_CHARACTERS].rstrip()} …"
+    whole_words = textwrap.shorten(text, _TITLE_CHARACTERS, placeholder=" …")
+    return whole_words if len(whole_words) > 1 else text.strip()[:_TITLE_CHARACTERS]
 
 
 def _overview(answer: Answer) -> Json:

@@ -73,6 +73,7 @@ def _turn(run: Json, runs: list[Json]) -> Json:
         "status": run.get("status"),
         "content": run.get("content"),
         "error": run.get("error"),
+        "metrics": run.get("metrics"),
         "steps": _steps(run, runs),
     }
 
@@ -92,24 +93,28 @@ def _steps(run: Json, runs: list[Json]) -> list[Json]:
     messages = [one for one in run.get("messages") or [] if isinstance(one, dict)]
     returned = {one.get("tool_call_id"): one for one in messages if one.get("role") == "tool"}
     steps: list[Json] = []
-    for call in (call for message in messages for call in message.get("tool_calls") or []):
-        called = call.get("function") or {}
-        if called.get("name") == "delegate_task":
-            if members:
+    for message in messages:
+        calls = message.get("tool_calls") or []
+        if calls and message.get("content"):
+            steps.append({"kind": "said", "text": str(message["content"])})
+        for call in calls:
+            if (call.get("function") or {}).get("name") != "delegate_task":
+                steps.append(_tool(call, returned.get(call.get("id"))))
+            elif members:
                 steps.append(_member(members.pop(0), runs))
-            continue
-        result = returned.get(call.get("id"))
-        steps.append(
-            {
-                "kind": "tool",
-                "tool": called.get("name"),
-                "arguments": _json_of(called.get("arguments")),
-                "result": None if result is None else result.get("content"),
-                "failed": result is not None and bool(result.get("tool_call_error")),
-            }
-        )
     # In the modes "route" and "broadcast" no call of the leader's names them.
     return [*(_member(one, runs) for one in members), *steps]
+
+
+def _tool(call: Json, returned: Json | None) -> Json:
+    called = call.get("function") or {}
+    return {
+        "kind": "tool",
+        "tool": called.get("name"),
+        "arguments": _json_of(called.get("arguments")),
+        "result": None if returned is None else returned.get("content"),
+        "failed": returned is not None and bool(returned.get("tool_call_error")),
+    }
 
 
 def _member(run: Json, runs: list[Json]) -> Json:

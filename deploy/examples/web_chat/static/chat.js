@@ -1,27 +1,16 @@
-// The page: conversations on the left, one of them on the right. What comes from a model is shown by markdown.js, as text.
+// The page: conversations on the left, one of them on the right. turn.js shows a turn, markdown.js what a model wrote.
 
-import { render } from "/static/markdown.js";
+import { Turn, atEnd, el, following } from "/static/turn.js";
 
 const $ = (id) => document.getElementById(id);
 const page = Object.fromEntries(
   ["drawer", "backdrop", "menu", "new", "sessions", "no-sessions", "title", "team", "thread", "empty", "turns", "latest"]
-    .concat(["composer", "trouble", "message", "choice", "teams", "send", "stop", "said"])
+    .concat(["composer", "trouble", "message", "choice", "teams", "send", "stop", "said", "enter", "escape"])
     .map((id) => [id, $(id)]),
 );
 
 /** The conversation that is shown: its id (null: not begun), its team, and the turn that is being answered. */
 let shown = { id: null, team: null, running: null };
-
-/** Return an element; `class` and what has a dash are attributes, everything else is a property. */
-function el(name, properties = {}, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key === "class" || key.includes("-")) made.setAttribute(key, value);
-    else made[key] = value;
-  }
-  made.append(...children);
-  return made;
-}
 
 /** Ask the gateway. Throws an Error with a sentence for people. */
 async function call(path, body) {
@@ -36,301 +25,6 @@ async function call(path, body) {
   return content;
 }
 
-// ── What the codes of teamturn mean for the person who asks ─────────────────────────────────────────────────────────
-
-const SENTENCES = {
-  session_busy: "This conversation is still being answered, in another window perhaps. Wait for it, or stop it.",
-  session_paused: "This conversation waits for a decision. Decide first, then ask on.",
-  session_forbidden: "This conversation belongs to somebody else.",
-  session_target_mismatch: "This conversation began with another team.",
-  session_deleted: "This conversation was deleted meanwhile.",
-  session_too_large: "This conversation remembers too much already. Begin a new one.",
-  unknown_target: "The team that should answer is not at work here.",
-  deadline_exceeded: "The time for an answer is over.",
-  turn_timeout: "The answer took too long, and was stopped.",
-  model_error: "The model could not be reached, or broke off.",
-  invalid_output: "The model kept answering in a form that can't be used.",
-  tool_failed: "A tool of the team has failed.",
-  executor_failed: "The team has failed.",
-  usage_limit_exceeded: "The answer would have cost more than it may.",
-  step_uncertain: "It broke off in a step that must not be done twice. Check what was done before you ask again.",
-  attempts_exhausted: "It was tried several times, and broke off each time.",
-  reply_too_large: "The answer is too large to be shown here. It is stored.",
-};
-
-function sentenceOf(error) {
-  return SENTENCES[error?.code] ?? error?.message ?? "It can't be answered.";
-}
-
-// ── One turn ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-/** Text that grows. Drawn once a frame, however many pieces come. */
-class Prose {
-  constructor() {
-    this.node = el("div", { class: "prose" });
-    this.text = "";
-    this.drawing = 0;
-  }
-
-  append(text) {
-    this.text += text;
-    this.drawing ||= requestAnimationFrame(() => this.draw());
-  }
-
-  set(text) {
-    this.text = text;
-    this.draw();
-  }
-
-  draw() {
-    cancelAnimationFrame(this.drawing);
-    this.drawing = 0;
-    following(() => {
-      this.node.replaceChildren(render(this.text));
-      for (const block of this.node.querySelectorAll("pre")) block.append(copyButton(() => block.firstChild.textContent));
-    });
-  }
-}
-
-/** A member's part or a tool's call: a line that can be opened. */
-class Step {
-  constructor(kind, name) {
-    this.kind = kind;
-    this.prose = new Prose();
-    this.hint = el("span", { class: "preview" });
-    this.state = el("span", { class: "unseen" });
-    const summary = el("summary", {}, el("span", { class: "mark", "aria-hidden": "true" }), el("span", { class: "name" }, name), this.hint, this.state);
-    this.body = el("div", { class: "inside" });
-    this.steps = el("ol", { class: "steps" });
-    this.details = el("details", {}, summary, this.body);
-    this.node = el("li", { class: `step ${kind}` }, this.details);
-    if (kind === "member") this.body.append(this.steps, this.prose.node);
-    // Who opens or closes a line wants it so.
-    summary.addEventListener("click", () => (this.touched = true));
-  }
-
-  become(state) {
-    this.node.dataset.state = state;
-    this.state.textContent = `, ${state}`;
-    // A member is watched while it works, and out of the way when it is done.
-    if (this.kind === "member" && !this.touched) this.details.open = state === "working";
-    return this;
-  }
-
-  called(given) {
-    const text = given == null || typeof given === "string" ? (given ?? "") : JSON.stringify(given);
-    const plain = given && typeof given === "object" && !Array.isArray(given);
-    this.hint.textContent = plain ? Object.values(given).map((one) => (typeof one === "string" ? one : JSON.stringify(one))).join(", ") : text;
-    this.body.append(el("h4", {}, "Called with"), el("pre", {}, el("code", {}, plain ? JSON.stringify(given, null, 2) : text || "nothing")));
-    return this;
-  }
-
-  returned(result) {
-    if (result != null) this.body.append(el("h4", {}, "Returned"), el("pre", {}, el("code", {}, String(result))));
-    return this;
-  }
-}
-
-class Turn {
-  constructor({ text = "", request = null }) {
-    this.text = text;
-    this.request = request; // what was posted, to be asked again
-    this.seen = [0, 0]; // attempt and number of the last event
-    this.byId = new Map();
-    this.steps = el("ol", { class: "steps" });
-    this.prose = new Prose();
-    this.foot = el("div", { class: "foot" });
-    this.node = el("article", { class: "turn" });
-    if (text) this.node.append(el("div", { class: "question" }, el("h3", { class: "unseen" }, "You"), el("p", {}, text)));
-    this.node.append(el("div", { class: "answer" }, el("h3", { class: "unseen" }, "Answer"), this.steps, this.prose.node, this.foot));
-  }
-
-  /** Show a turn as it is stored. */
-  static stored(run) {
-    const turn = new Turn({ text: run.text });
-    turn.id = run.run_id;
-    turn.showSteps(run.steps, turn.steps);
-    turn.show(run);
-    return turn;
-  }
-
-  showSteps(steps, list) {
-    for (const one of steps) {
-      const step = new Step(one.kind, one.kind === "member" ? one.member : one.tool);
-      if (one.kind === "member") {
-        step.prose.set(textOf(one.content));
-        this.showSteps(one.steps, step.steps);
-        step.become(STATES[one.status] ?? "done");
-      } else {
-        step.called(one.arguments).returned(one.result).become(one.failed ? "failed" : "done");
-      }
-      list.append(step.node);
-    }
-  }
-
-  say(sentence) {
-    this.node.dataset.state = "working";
-    if (this.foot.dataset.said === sentence) return;
-    this.foot.dataset.said = sentence;
-    this.foot.replaceChildren(el("p", { class: "waiting" }, sentence));
-  }
-
-  apply(event) {
-    if (event.type === "gateway_waits") this.say(event.message);
-    if (event.type === "gateway_failed") this.fail(event.message);
-    if (event.number === undefined) return;
-    // The same events may come again when the stream was broken off; the last one is numbered by what came before it.
-    const [attempt, number] = this.seen;
-    const again = event.attempt < attempt || (event.attempt === attempt && event.number <= number);
-    if (again && event.type !== "run_finished") return;
-    this.seen = [event.attempt, event.number];
-    const within = this.byId.get(event.member_run_id);
-    following(() => this[event.type]?.(event, within));
-  }
-
-  run_started(event) {
-    if (event.attempt > 1) this.prose.set(""); // what was recorded stays: its steps; the rest is written again
-    this.say(event.attempt > 1 ? "The worker was lost. Another one goes on …" : "Thinking …");
-  }
-
-  content_delta(event, within) {
-    if (!within) this.foot.replaceChildren(), delete this.foot.dataset.said;
-    (within ?? this).prose.append(event.text);
-  }
-
-  member_started(event) {
-    const step = this.add(event.member_run_id, "member", event.member_id, this.byId.get(event.parent_run_id));
-    step.prose.set("");
-    step.become("working");
-    this.say(`${event.member_id} is at work …`);
-  }
-
-  member_finished(event) {
-    this.byId.get(event.member_run_id)?.become(STATES[event.status] ?? "done");
-    this.say("Thinking …");
-  }
-
-  tool_call_started(event, within) {
-    const known = this.byId.has(event.call_id);
-    const step = this.add(event.call_id, "tool", event.tool, within);
-    if (!known) step.called(event.arguments);
-    step.become("working");
-    this.say(`Calling ${event.tool} …`);
-  }
-
-  tool_call_finished(event) {
-    this.byId.get(event.call_id)?.become(event.failed ? "failed" : "done");
-    this.say("Thinking …");
-  }
-
-  custom(event) {
-    if (typeof event.data === "string") this.say(event.data);
-  }
-
-  run_finished(event) {
-    this.id = event.run_id;
-    this.show(event.reply);
-    if (event.reply.status === "COMPLETED") page.said.textContent = "The answer is there.";
-  }
-
-  /** Return the step of an id, a new one at the end of what its parent, or the turn, has done. */
-  add(id, kind, name, parent) {
-    if (!this.byId.has(id)) {
-      const step = new Step(kind, name);
-      if (!parent && this.prose.text.trim()) {
-        // What the leader said before it called somebody.
-        this.steps.append(el("li", { class: "said" }, el("div", { class: "prose" }, render(this.prose.text))));
-        this.prose.set("");
-      }
-      (parent ?? this).steps.append(step.node);
-      this.byId.set(id, step);
-    }
-    return this.byId.get(id);
-  }
-
-  /** Show how it ended: a reply, or a stored run. */
-  show({ status, content, error, metrics, approvals }) {
-    this.node.dataset.state = status.toLowerCase();
-    for (const step of this.byId.values()) if (step.node.dataset.state === "working") step.become("stopped");
-    if (content != null) this.prose.set(textOf(content));
-    this.prose.draw();
-    const parts = [];
-    if (status === "CANCELLED") parts.push(el("p", {}, "Stopped."));
-    else if (status === "PAUSED") parts.push(this.approvals(approvals ?? []));
-    else if (error) parts.push(el("p", { class: "bad" }, sentenceOf(error)));
-    if (["ERROR", "REJECTED"].includes(status) && this.text) parts.push(againButton(this));
-    if (status === "COMPLETED" && content != null) parts.push(copyButton(() => this.prose.text), took(metrics));
-    this.foot.replaceChildren(...parts);
-  }
-
-  fail(message) {
-    this.node.dataset.state = "error";
-    this.foot.replaceChildren(el("p", { class: "bad" }, message), ...(this.text ? [againButton(this)] : []));
-  }
-
-  /** Ask for a decision on each call that waits for one; when all are made, the run goes on. */
-  approvals(asked) {
-    const decisions = new Map();
-    const list = el("div", { class: "approvals" }, el("p", {}, "The team wants to do this, and waits for you:"));
-    for (const one of asked) {
-      const reason = el("input", { type: "text", maxLength: 1000, placeholder: "Why not? (optional)", "aria-label": "Why not" });
-      const buttons = [true, false].map((approved) => {
-        const button = el("button", { type: "button", class: approved ? "approve" : "deny" }, approved ? "Approve" : "Deny");
-        button.addEventListener("click", () => {
-          const message = approved ? "" : reason.value.trim();
-          decisions.set(one.tool_call_id, { tool_call_id: one.tool_call_id, approved, ...(message && { message }) });
-          foot.replaceChildren(el("p", {}, approved ? "Approved." : "Denied."));
-          if (decisions.size === asked.length) this.decide([...decisions.values()], list);
-        });
-        return button;
-      });
-      const foot = el("div", { class: "decide" }, ...buttons, reason);
-      const who = one.member_id ? `${one.member_id}: ${one.tool}` : one.tool;
-      const given = el("pre", {}, el("code", {}, JSON.stringify(one.arguments ?? {}, null, 2)));
-      list.append(el("div", { class: "approval" }, el("strong", {}, who), given, foot));
-    }
-    return list;
-  }
-
-  async decide(decisions, list) {
-    try {
-      await ask({ session_id: shown.id, continues: this.id, decisions }, "");
-    } catch (error) {
-      list.append(el("p", { class: "bad" }, error.message));
-    }
-  }
-}
-
-const STATES = { COMPLETED: "done", ERROR: "failed", CANCELLED: "stopped", PAUSED: "paused" };
-
-function textOf(content) {
-  if (content == null || typeof content === "string") return content ?? "";
-  return `\`\`\`json\n${JSON.stringify(content, null, 2)}\n\`\`\``;
-}
-
-function took(metrics) {
-  const parts = [];
-  if (metrics?.duration) parts.push(`${metrics.duration.toFixed(1)} s`);
-  if (metrics?.total_tokens) parts.push(`${metrics.total_tokens.toLocaleString("en")} tokens`);
-  return el("span", { class: "took" }, parts.join(" · "));
-}
-
-function copyButton(text) {
-  const button = el("button", { type: "button", class: "quiet" }, "Copy");
-  button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text());
-    button.textContent = "Copied";
-    setTimeout(() => (button.textContent = "Copy"), 1500);
-  });
-  return button;
-}
-
-function againButton(turn) {
-  const button = el("button", { type: "button", class: "again" }, "Ask again");
-  button.addEventListener("click", () => send(turn.text));
-  return button;
-}
-
 // ── Asking, and following an answer ─────────────────────────────────────────────────────────────────────────────────
 
 /** What was asked and has no answer yet, by conversation: for a reload when the gateway knows nothing of it any more. */
@@ -341,21 +35,15 @@ const pending = {
   drop: (id) => sessionStorage.removeItem(pending.key(id)),
 };
 
-async function send(text) {
-  if (!text.trim() || shown.running) return false;
-  trouble("");
-  try {
-    await ask({ session_id: shown.id, team: shown.team ?? page.teams.value, text }, text);
-    return true;
-  } catch (error) {
-    trouble(error.message);
-    return false;
-  }
+function send(text) {
+  return text.trim() ? post({ session_id: shown.id, team: shown.team ?? page.teams.value, text }, text) : false;
 }
 
-/** Post a message or decisions, and follow the answer. */
-async function ask(request, text) {
+/** Post a message or decisions, and follow the answer. Return whether it was taken. */
+async function post(request, text) {
+  if (shown.running || page.send.disabled) return false;
   page.send.disabled = true;
+  trouble("");
   try {
     const begun = await call("/api/messages", request);
     const known = { ...request, session_id: begun.session_id, run_id: begun.run_id, team: begun.team };
@@ -369,6 +57,10 @@ async function ask(request, text) {
     append(turn);
     follow(turn, begun.session_id, begun.run_id);
     loadSessions();
+    return true;
+  } catch (error) {
+    trouble(error.message);
+    return false;
   } finally {
     page.send.disabled = false;
   }
@@ -392,6 +84,7 @@ function follow(turn, session_id, run_id, tries = 0) {
     turn.apply(event);
     if (event.type !== "run_finished" && event.type !== "gateway_failed") return;
     if (event.type === "run_finished") pending.drop(session_id);
+    if (event.reply?.status === "COMPLETED") page.said.textContent = "The answer is there.";
     end();
     loadSessions();
   };
@@ -442,7 +135,7 @@ async function open(id) {
     if (shown.id !== id) return;
     shown.team = found.team;
     head(found.title, found.team);
-    for (const run of found.turns) append(Turn.stored(run), "end");
+    for (const run of found.turns) append(Turn.stored(run));
     for (const run of found.running) {
       const turn = new Turn({ text: run.text, request: pending.of(id) });
       append(turn);
@@ -528,9 +221,9 @@ function head(title, team) {
 }
 
 function busy() {
-  page.stop.hidden = !shown.running;
+  page.stop.hidden = page.escape.hidden = !shown.running;
   page.stop.disabled = false;
-  page.send.hidden = Boolean(shown.running);
+  page.send.hidden = page.enter.hidden = Boolean(shown.running);
   page.turns.setAttribute("aria-busy", String(Boolean(shown.running)));
 }
 
@@ -543,16 +236,6 @@ function append(turn) {
   page.empty.hidden = true;
   page.turns.append(turn.node);
   page.thread.scrollTop = page.thread.scrollHeight;
-}
-
-const atEnd = () => page.thread.scrollHeight - page.thread.scrollTop - page.thread.clientHeight < 60;
-
-/** Change the thread, and stay at its end if that is what is looked at. */
-function following(change) {
-  const stays = atEnd();
-  change();
-  if (stays) page.thread.scrollTop = page.thread.scrollHeight;
-  else page.latest.hidden = atEnd();
 }
 
 function drawer(isOpen) {
@@ -574,6 +257,8 @@ page.thread.addEventListener("scroll", () => (page.latest.hidden = atEnd()), { p
 page.latest.addEventListener("click", () => page.thread.scrollTo({ top: page.thread.scrollHeight, behavior: "smooth" }));
 page.stop.addEventListener("click", stop);
 
+page.turns.addEventListener("again", ({ detail }) => send(detail));
+page.turns.addEventListener("decide", ({ detail }) => post({ session_id: shown.id, ...detail }, ""));
 page.composer.addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = page.message.value;
