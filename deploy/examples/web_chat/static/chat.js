@@ -182,7 +182,7 @@ async function loadSessions() {
   if (page.teams.options.length === 0) page.teams.append(...found.teams.map((team) => el("option", { value: team }, team)));
   page.sessions.replaceChildren(
     ...found.sessions.map((one) => {
-      const link = el("a", { href: `/c/${one.session_id}` }, el("span", { class: "name" }, one.title ?? "Without a name"));
+      const link = el("a", { href: `/c/${one.session_id}`, title: one.title ?? "" }, el("span", { class: "name" }, one.title ?? "Without a name"));
       if (one.answering) link.append(el("span", { class: "dot", title: "is being answered" }));
       else if (one.active_at) link.append(el("time", {}, when(one.active_at)));
       return el("li", {}, link);

@@ -32,6 +32,9 @@ export function following(change) {
 const SENTENCES = {
   session_busy: "This conversation is still being answered, in another window perhaps. Wait for it, or stop it.",
   session_paused: "This conversation waits for a decision. Decide first, then ask on.",
+  run_not_paused: "This was decided already, or waits no longer.",
+  pause_expired: "It has waited for a decision for too long. Ask again.",
+  decision_unknown: "This decision is on something else. Load the page again.",
   session_forbidden: "This conversation belongs to somebody else.",
   session_target_mismatch: "This conversation began with another team.",
   session_deleted: "This conversation was deleted meanwhile.",
