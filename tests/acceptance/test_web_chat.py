@@ -69,7 +69,7 @@ async def site(sandbox: Sandbox, template: str, tmp_path_factory: pytest.TempPat
     async with (
         chromium() as browser,
         staged(sandbox, template, folder, teams="web_chat_teams:teams") as stage,
-        WebChat(stage.settings, "plain", "travel", "nobody") as chat,
+        WebChat(stage.settings, "plain", "travel", "clerk", "nobody") as chat,
     ):
         yield Site(stage, chat, browser)
 
@@ -327,6 +327,33 @@ async def test_a_second_window_is_told_that_the_conversation_is_busy(
     await second.page.get_by_role("button", name="Ask again").click()
     await second.finished()
     await expect(second.answer.locator(".prose")).to_have_text("The first half, and the second half.")
+
+
+async def test_a_tool_that_waits_for_a_person_is_approved_on_the_page(site: Site, window: Window) -> None:
+    await window.ask("Two seats, please", team="clerk")
+    approval = window.page.locator(".approval")
+    await expect(approval).to_contain_text("book")
+    await expect(approval.locator("dd")).to_have_text(["06:25", "2"])
+    await approval.get_by_role("button", name="Approve").click()
+    await expect(window.answer).to_contain_text("The desk says: 2 seats in the 06:25 are booked.")
+    await expect(window.page.locator(".turn").first).to_contain_text("Approved.")
+    runs = await site.stage.runs(await window.session_id())
+    assert [run["status"] for run in runs] == ["PAUSED", "COMPLETED"]
+    await window.page.reload()
+    await expect(window.answer).to_contain_text("2 seats in the 06:25 are booked")
+    await expect(window.page.locator(".question")).to_have_count(1)
+    await expect(window.page.locator(".step.tool .name")).to_have_text(["book"])
+    await expect(approval).to_have_count(0)
+
+
+async def test_a_conversation_that_waits_can_be_opened_again_and_be_denied(window: Window) -> None:
+    await window.ask("Two seats, please", team="clerk")
+    approval = window.page.locator(".approval")
+    await expect(approval).to_be_visible()
+    await window.page.reload()
+    await approval.get_by_label("Why not").fill("too dear")
+    await approval.get_by_role("button", name="Deny").click()
+    await expect(window.answer).to_contain_text("The desk says: too dear.")
 
 
 async def test_a_refusal_is_told_in_a_sentence(window: Window) -> None:

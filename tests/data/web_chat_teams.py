@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from pydantic_ai import Agent
+from pydantic_ai import Agent, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.function import DeltaToolCall as Call
@@ -144,7 +144,23 @@ weather = Agent(
     tools=[forecast],
 )
 
+
+def book(train: str, seats: int) -> str:
+    """Book seats, which costs money."""
+    return f"{seats} seats in the {train} are booked"
+
+
+async def _clerk(messages: list[ModelMessage]) -> Written:
+    if returned(messages):
+        results = [part.content for one in messages for part in one.parts if isinstance(part, ToolReturnPart)]
+        yield f"The desk says: {results[-1]}."
+        return
+    yield {0: Call(name="book", json_args='{"train": "06:25", "seats": 2}', tool_call_id="call-book")}
+
+
+clerk = Team("clerk", writer(_clerk), tools=[Tool(book, requires_approval=True)])
+
 travel = Team("travel", writer(_planner), members=[timetable, weather])
 plain = Team("plain", writer(_plain))
 
-teams = [travel, plain]
+teams = [travel, plain, clerk]

@@ -14,7 +14,7 @@ from worker.sandbox.errors import SandboxError, WayClosedError
 def test_without_a_browser_the_test_is_skipped_and_says_why(
     monkeypatch: pytest.MonkeyPatch, error: SandboxError
 ) -> None:
-    def install(package: str, report: Callable[[str], None]) -> None:
+    def install(package: str, _report: Callable[[str], None]) -> None:
         assert package == "chromium"
         raise error
 

@@ -63,18 +63,23 @@ class Stored:
         """Return the last turns of a user's conversation, the earliest first, as the page shows them."""
         rows = await self._pool.fetch(_RUNS, session_id, user_id, _MOST_RUNS)
         runs = [run for row in reversed(rows) if isinstance(run := json.loads(row["data"]), dict)]
-        return [_turn(run, runs) for run in runs if not run.get("parent_run_id")]
+        # One that failed leaves the run paused, to be continued again.
+        continued = {run.get("continues") for run in runs if run.get("status") != "ERROR"}
+        return [_turn(run, runs, continued) for run in runs if not run.get("parent_run_id")]
 
 
-def _turn(run: Json, runs: list[Json]) -> Json:
+def _turn(run: Json, runs: list[Json], continued: set[Any]) -> Json:
+    """Return a turn as the page shows it. What a paused run has done is told by the one that went on with it."""
+    is_continued = run.get("run_id") in continued
     return {
         "run_id": run.get("run_id"),
-        "text": _asked(run.get("input")),
+        "text": "" if run.get("continues") else _asked(run.get("input")),
         "status": run.get("status"),
         "content": run.get("content"),
         "error": run.get("error"),
         "metrics": run.get("metrics"),
-        "steps": _steps(run, runs),
+        "steps": [] if is_continued else _steps(run, runs),
+        "approvals": [] if is_continued else run.get("approvals"),
     }
 
 

@@ -257,8 +257,7 @@ page.thread.addEventListener("scroll", () => (page.latest.hidden = atEnd()), { p
 page.latest.addEventListener("click", () => page.thread.scrollTo({ top: page.thread.scrollHeight, behavior: "smooth" }));
 page.stop.addEventListener("click", stop);
 
-page.turns.addEventListener("again", ({ detail }) => send(detail));
-page.turns.addEventListener("decide", ({ detail }) => post({ session_id: shown.id, ...detail }, ""));
+page.turns.addEventListener("again", ({ detail }) => (detail.text ? send(detail.text) : post({ session_id: shown.id, ...detail }, "")));
 page.composer.addEventListener("submit", async (event) => {
   event.preventDefault();
   const text = page.message.value;

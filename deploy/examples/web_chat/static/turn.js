@@ -1,6 +1,6 @@
 // One turn: what was asked, what members and tools do, and the answer, while it is written or as it is stored.
 //
-// Its buttons tell the page by events that bubble: "again" (detail: the text) and "decide" (detail: the decisions).
+// Its buttons tell the page, by an event "again" that bubbles, what to ask: a text, or decisions on a paused run.
 
 import { render } from "/static/markdown.js";
 
@@ -255,21 +255,30 @@ export class Turn {
   /** Show how it ended: a reply, or a stored run. */
   show({ status, content, error, metrics, approvals }) {
     this.node.dataset.state = status.toLowerCase();
-    for (const step of this.byId.values()) if (step.node.dataset.state === "working") step.become("stopped");
+    for (const step of this.byId.values()) if (step.node.dataset.state === "working") step.become(STATES[status] === "paused" ? "paused" : "stopped");
     if (content != null) this.prose.set(textOf(content));
     this.prose.draw();
     const parts = [];
     if (status === "CANCELLED") parts.push(el("p", {}, "Stopped."));
-    else if (status === "PAUSED") parts.push(this.approvals(approvals ?? []));
+    else if (status === "PAUSED" && approvals?.length) parts.push(this.approvals(approvals));
     else if (error) parts.push(el("p", { class: "bad" }, sentenceOf(error)));
-    if (["ERROR", "REJECTED"].includes(status) && this.text) parts.push(againButton(this));
+    if (["ERROR", "REJECTED"].includes(status)) parts.push(...this.again());
     if (status === "COMPLETED" && content != null) parts.push(copyButton(() => this.prose.text), took(metrics));
     this.foot.replaceChildren(...parts);
   }
 
   fail(message) {
     this.node.dataset.state = "error";
-    this.foot.replaceChildren(el("p", { class: "bad" }, message), ...(this.text ? [againButton(this)] : []));
+    this.foot.replaceChildren(el("p", { class: "bad" }, message), ...this.again());
+  }
+
+  /** A button that asks the same again, as a new run: the message, or what was decided. */
+  again() {
+    const { continues, decisions } = this.request ?? {};
+    if (!this.text && !continues) return [];
+    const button = el("button", { type: "button", class: "again" }, "Ask again");
+    button.addEventListener("click", () => tell(button, "again", continues ? { continues, decisions } : { text: this.text }));
+    return [button];
   }
 
   /** Ask for a decision on each call that waits for one; when all are made, the run goes on. */
@@ -284,7 +293,7 @@ export class Turn {
           const message = approved ? "" : reason.value.trim();
           decisions.set(one.tool_call_id, { tool_call_id: one.tool_call_id, approved, ...(message && { message }) });
           foot.replaceChildren(el("p", {}, approved ? "Approved." : "Denied."));
-          if (decisions.size === asked.length) tell(list, "decide", { continues: this.id, decisions: [...decisions.values()] });
+          if (decisions.size === asked.length) tell(list, "again", { continues: this.id, decisions: [...decisions.values()] });
         });
         return button;
       });
@@ -340,11 +349,5 @@ function copyButton(text) {
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
-  return button;
-}
-
-function againButton(turn) {
-  const button = el("button", { type: "button", class: "again" }, "Ask again");
-  button.addEventListener("click", () => tell(button, "again", turn.text));
   return button;
 }
