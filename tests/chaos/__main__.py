@@ -169,6 +169,11 @@ def _write_down(verdict: Verdict, folder: Path) -> None:
         "stored": [{"session": session, "runs": runs} for session, runs in evidence.stored.items()],
         "replies": [{"run": reply.run_id, "body": reply.body.decode()} for reply in evidence.replies],
         "freezes": [asdict(freeze) for freeze in evidence.freezes],
+        "asked": [{"run": run_id, **asdict(asked)} for run_id, asked in evidence.asked.items()],
+        "cancels": [asdict(cancel) for cancel in evidence.cancels],
+        "cancelled": [{"run": run_id, "at": at} for run_id, at in evidence.cancelled.items()],
+        "events": [asdict(event) for event in evidence.events],
+        "upsets": [asdict(upset) for upset in evidence.upsets],
         "calls": [asdict(call) for call in evidence.calls],
         "recorded": [{"run": run, "step": step, "at": at} for (run, step), at in evidence.recorded.items()],
         "schedule": [asdict(planned) for planned in verdict.plan.schedule()],
@@ -179,6 +184,8 @@ def _write_down(verdict: Verdict, folder: Path) -> None:
 
 
 def _tell(verdict: Verdict, console: Console) -> None:
+    for name in verdict.untried:
+        console.print(f"{name}: that never happened", style="red", markup=False)
     for name, found in verdict.found.items():
         for one in found[:_MOST_TOLD]:
             words = f"{name}: session {one.session_id}, run {one.run_id}: {one.what}"
