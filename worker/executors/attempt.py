@@ -191,6 +191,10 @@ async def _within(limit: TimeLimit, running: Coroutine[Any, Any, JsonValue], jou
 
     A task of its own is what makes that possible; its end is then nobody's business.
     """
+    if journal.stopped is not None:
+        # Before it began. Its first step would wait for ever, and nobody would be told.
+        running.close()
+        raise _Stopped(journal.stopped)
     task = asyncio.create_task(running)
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
