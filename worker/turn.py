@@ -68,7 +68,7 @@ from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
-from worker.turns.starts import PublishEvent, begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.starts import PublishEvent, begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
 
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -249,11 +249,11 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor, place: Place
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
-        again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
+        begun = begins_recorded(claim, received)
         turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
-            async with start_recorded(claimed, turn, already=again):
+            async with start_recorded(claimed, turn, already=begun):
                 with run.attempted(turn.steps.journal):
                     outcome = await attempt(
                         executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline

@@ -39,10 +39,11 @@ async def begun_turn(
     """Begin an attempt, and return its turn, whose events are told if its request asks for that.
 
     Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
+    So is one that is watched: no later attempt may have its number, by which its events are told from others'.
     """
     request, claim = claimed.request, claimed.claim
     earlier = Earlier(attempt=1)
-    if claim.attempts or received.attempts or received.delivery.redelivered:
+    if begins_recorded(claim, received):
         earlier = await claimed.begin_attempt(outlived=received.outlived)
         received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
@@ -66,6 +67,11 @@ async def begun_turn(
     if given.history and getattr(executor, "whole_history", False):
         turn.whole_history = await claimed.whole_runs([run.run_id for run in given.history])
     return turn
+
+
+def begins_recorded(claim: Claim, received: RequestDelivery) -> bool:
+    """Whether an attempt's start is recorded before anything else of it; else it is beside its execution."""
+    return claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered or received.request.stream
 
 
 def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Events:
