@@ -148,6 +148,9 @@ def cancelled(turn: Turn, reason: RunCancelled) -> Outcome:
 
 async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcome:
     name_before = turn.session_name
+    if turn.steps.journal.stopped is not None:
+        # Before it began. Its first step would wait for ever, and nobody would be told.
+        raise _Stopped(turn.steps.journal.stopped)
     answer = await _within(limit, _run(executor, turn), turn.steps.journal)
     content = as_json(answer, what="the answer")
     state = as_json(turn.session_state, what="the session state")
@@ -191,10 +194,6 @@ async def _within(limit: TimeLimit, running: Coroutine[Any, Any, JsonValue], jou
 
     A task of its own is what makes that possible; its end is then nobody's business.
     """
-    if journal.stopped is not None:
-        # Before it began. Its first step would wait for ever, and nobody would be told.
-        running.close()
-        raise _Stopped(journal.stopped)
     task = asyncio.create_task(running)
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
