@@ -15,8 +15,8 @@ from typing import Final
 from tests.chaos.case import Case, Check, Violation
 from tests.chaos.evidence import Event, Evidence, Upset
 
-_LOSING: Final = (Upset.BROKER, Upset.CUT, Upset.FREEZE, Upset.UNWATCHED)
-"""What loses events that are in flight."""
+_LOSING: Final = (Upset.BROKER, Upset.CUT, Upset.FREEZE, Upset.SLOW, Upset.UNWATCHED)
+"""What loses events that are in flight; over a slow line they are for seconds, and then lost by what comes next."""
 _ENDING: Final = (*_LOSING, Upset.DEATH, Upset.POSTGRES)
 """After which an end may not be told: the commit's answer was lost, too, and the stored reply is found later."""
 _AROUND_SECONDS: Final = 2.0
