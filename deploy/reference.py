@@ -32,14 +32,24 @@ from schemas.replies import MemberResponse, RunError, RunMetrics
 from schemas.requests import BinaryPart, TextPart
 from teamturn import (
     AgnoExecutor,
+    BrokerUnavailable,
+    ClientClosed,
+    ClientError,
+    ClientTimedOut,
+    NoRoute,
+    PublishNacked,
+    ReplyUnreadable,
+    RequestTooLarge,
     RunClient,
     RunReply,
     RunRequest,
     SessionSummary,
     SingleAgent,
+    StartupError,
     Step,
     Team,
     Turn,
+    UnknownRun,
     Workflow,
     executor,
 )
@@ -57,11 +67,18 @@ GIVEN: Final[tuple[type, ...]] = (Turn, PastRun, MemberRun, StepResult, Usage)
 """What an executor is given: shown with its fields."""
 SENT: Final[tuple[type, ...]] = (RunRequest, TextPart, BinaryPart, RunReply, MemberResponse, RunMetrics, RunError)
 """What crosses the broker: shown with its fields."""
+RAISED: Final[tuple[type[Exception], ...]] = (
+    *(ClientError, ClientTimedOut, NoRoute, PublishNacked, RequestTooLarge, ClientClosed, UnknownRun, ReplyUnreadable),
+    *(BrokerUnavailable, StartupError),
+)
+"""What RunClient raises."""
 SHOWN: Final[tuple[Shown, ...]] = (*MADE, *GIVEN, *SENT)
 WITH_METHODS: Final = (RunClient, Turn)
 
 AS_FOR_A_TEAM: Final = "As for a Team"
 LONGEST_DEFAULT: Final = 48
+EXAMPLE: Final = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+"""Code in a docstring: lines that are indented."""
 
 INTRODUCTION: Final = """\
 # Reference
@@ -149,13 +166,15 @@ def reference() -> str:
     """Return all of REFERENCE.md."""
     sections = [
         *map(_section, SHOWN),
+        _errors(),
         _error_codes(),
         _types(),
         _from_agno(),
         _recipes(RECIPES.read_text(encoding="utf-8")),
     ]
     contents = ", ".join(f"[{name}](#{name.lower().replace(' ', '-')})" for name in map(_heading_of, sections))
-    return "\n\n".join([INTRODUCTION + "\n" + textwrap.fill(f"Contents: {contents}.", 120), *sections]) + "\n"
+    contents = textwrap.fill(f"Contents: {contents}.", 120, break_on_hyphens=False)
+    return "\n\n".join([INTRODUCTION + "\n" + contents, *sections]) + "\n"
 
 
 def rows_of(shown: Shown) -> list[Row]:
@@ -169,6 +188,7 @@ def _section(shown: Shown) -> str:
     parts = [f"## {shown.__name__}", _docstring(shown)[0], _table((first, "type", "default", "meaning"), rows)]
     if shown in WITH_METHODS:
         parts.append(_table(("method", "meaning"), _methods(shown)))
+        parts += [_code("\n\n".join(examples))] if (examples := list(_examples(shown))) else []
     return "\n\n".join(parts)
 
 
@@ -236,7 +256,14 @@ def _methods(shown: Shown) -> Iterator[tuple[str, str]]:
             given = list(signature.parameters.values())[1:]
             shape = str(signature.replace(parameters=given)).replace("'", "")
             is_async = "await " if inspect.iscoroutinefunction(found) else ""
-            yield f"`{is_async}{name}{shape}`", _line(_docstring(found)[0])
+            yield f"`{is_async}{name}{shape}`", _line(EXAMPLE.sub("", _docstring(found)[0]))
+
+
+def _examples(shown: Shown) -> Iterator[str]:
+    """Yield the examples of a class's methods, each as it is to be copied."""
+    for found in vars(shown).values():
+        if isinstance(found, FunctionType):
+            yield from (textwrap.dedent(code).strip("\n") for code in EXAMPLE.findall(_docstring(found)[0]))
 
 
 @cache
@@ -363,6 +390,13 @@ def _default(value: object, factory: Callable[..., Any] | None = None) -> str:
 
 
 # The other sections.
+
+
+def _errors() -> str:
+    """Return what RunClient raises."""
+    told = "Each is a `ClientError`, but the last two: those are raised only where its block is entered."
+    rows = [(f"`{one.__name__}`", _line(_docstring(one)[0])) for one in RAISED]
+    return "\n\n".join(["## What RunClient raises", told, _table(("class", "when"), rows)])
 
 
 def _error_codes() -> str:

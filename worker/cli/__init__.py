@@ -8,7 +8,7 @@ import sys
 import typer
 
 from worker.cli import ask, dead, doctor, fleet, schema, sessions, topology, worker
-from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
+from worker.errors import BrokerUnavailable, ClientError, StartupError, StoreUnavailable
 from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
 app = typer.Typer(
@@ -37,7 +37,7 @@ def main() -> None:
     quiet_libraries()
     try:
         app()
-    except (StartupError, BrokerUnavailable, StoreUnavailable) as error:
+    except (StartupError, BrokerUnavailable, StoreUnavailable, ClientError) as error:
         line = " ".join(str(error).split())
         print(f"teamturn: {Redaction(secrets_in(os.environ))(line)}", file=sys.stderr)
         sys.exit(_MISTAKE)
