@@ -96,6 +96,25 @@ async def test_what_is_asked_while_the_connection_is_away_is_published_when_it_i
     assert [reply.run_id for reply in replies] == [f"r{number}" for number in range(20)]
 
 
+async def test_under_load_cuts_cost_no_answer_and_repeat_no_turn(settings: Settings, line: Proxy) -> None:
+    taken: list[str] = []
+
+    @executor("counted")
+    async def counted(turn: Turn) -> JsonValue:
+        taken.append(turn.run_id)
+        return turn.input
+
+    async with worker_of(settings, counted), client_of(settings, line, max_unanswered=20) as client:
+        requests = [asked("counted", f"r{number}", str(number)) for number in range(200)]
+        answers = [asyncio.create_task(client.run(request)) for request in requests]
+        for cut_behind in range(25, 176, 25):
+            await eventually(lambda: sum(one.done() for one in answers) >= cut_behind)  # noqa: B023
+            line.cut()
+        replies = await asyncio.gather(*answers)
+    assert [reply.content for reply in replies] == [str(number) for number in range(200)]
+    assert len(taken) == len(set(taken)) == 200
+
+
 async def test_a_cancellation_goes_over_a_lost_connection(settings: Settings, line: Proxy) -> None:
     gate = Gate()
     async with worker_of(settings, gate.executor), client_of(settings, line) as client:
@@ -463,9 +482,8 @@ async def test_a_stream_ends_with_its_time_limit(settings: Settings) -> None:
 
 
 def _examples(documented: object) -> str:
-    return textwrap.dedent(
-        "".join(re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", inspect.getdoc(documented) or "", re.MULTILINE))
-    )
+    text, _, _ = (inspect.getdoc(documented) or "").partition("\nArgs:")
+    return textwrap.dedent("".join(re.findall(r"(?:^ {4}.*\n|^\n(?= {4}))+", text, re.MULTILINE)))
 
 
 @executor("capital")
