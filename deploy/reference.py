@@ -1,8 +1,11 @@
-"""Write REFERENCE.md: every parameter, field, method and code that users meet, from the code itself; and the recipes.
+"""Write REFERENCE.md and schemas/json from the code itself.
+
+The reference has every parameter, field, method and code that users meet, and the recipes; in schemas/json is the JSON
+Schema of each message.
 
     .venv/bin/python deploy/reference.py [--check]
 
-With --check nothing is written: exit code 1 says that the file is not what would be written now.
+With --check nothing is written: exit code 1 says that a file is not what would be written now.
 """
 
 # ruff: noqa: INP001 - a program beside the packages, not one of them
@@ -28,6 +31,7 @@ from pydantic_core import PydanticUndefined
 from typing_extensions import override
 
 from schemas.errors import ErrorCode
+from schemas.json_schema import json_schemas
 from schemas.replies import MemberResponse, RunError, RunMetrics
 from schemas.requests import BinaryPart, TextPart
 from teamturn import (
@@ -57,6 +61,7 @@ from worker.executors.turn import MemberRun, PastRun, StepResult, Usage
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "REFERENCE.md"
+SCHEMAS = ROOT / "schemas" / "json"
 RECIPES = ROOT / "deploy" / "examples" / "recipes.py"
 RUN_THIS = ".venv/bin/python deploy/reference.py"
 
@@ -479,14 +484,28 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
-    """Write the file, or say that it is out of date."""
-    parser = argparse.ArgumentParser(description="Write REFERENCE.md from the code.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is out of date")
-    written = reference()
-    if not parser.parse_args().check:
-        REFERENCE.write_text(written, encoding="utf-8")
-    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != written:
-        sys.exit(f"{REFERENCE.name} is out of date: run {RUN_THIS}")
+    """Write the files, or say which are out of date."""
+    parser = argparse.ArgumentParser(description="Write REFERENCE.md and schemas/json from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    checking = parser.parse_args().check
+    outdated = {path: text for path, text in _written().items() if _text_of(path) != text}
+    if checking and outdated:
+        sys.exit(f"{', '.join(path.name for path in outdated)} is out of date: run {RUN_THIS}")
+    for path, text in outdated.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _written() -> dict[Path, str]:
+    schemas = {
+        SCHEMAS / f"{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in json_schemas().items()
+    }
+    return {REFERENCE: reference()} | schemas
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 if __name__ == "__main__":

@@ -105,14 +105,14 @@ async def test_under_load_cuts_cost_no_answer_and_repeat_no_turn(settings: Setti
         return turn.input
 
     async with worker_of(settings, counted), client_of(settings, line, max_unanswered=20) as client:
-        requests = [asked("counted", f"r{number}", str(number)) for number in range(200)]
+        requests = [asked("counted", f"r{number}", str(number)) for number in range(100)]
         answers = [asyncio.create_task(client.run(request)) for request in requests]
-        for cut_behind in range(25, 176, 25):
+        for cut_behind in range(25, 100, 25):
             await eventually(lambda: sum(one.done() for one in answers) >= cut_behind)  # noqa: B023
             line.cut()
         replies = await asyncio.gather(*answers)
-    assert [reply.content for reply in replies] == [str(number) for number in range(200)]
-    assert len(taken) == len(set(taken)) == 200
+    assert [reply.content for reply in replies] == [str(number) for number in range(100)]
+    assert len(taken) == len(set(taken)) == 100
 
 
 async def test_a_cancellation_goes_over_a_lost_connection(settings: Settings, line: Proxy) -> None:
