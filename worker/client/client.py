@@ -129,7 +129,7 @@ class RunClient:
     async def result(self, run: str | RunRequest, *, timeout_seconds: float = 600) -> RunReply:
         """Wait for the reply of a run that was submitted.
 
-            reply = await client.result(run_id)   # submitted by this client
+            reply = await client.result(run_id)  # submitted by this client
             reply = await client.result(request)  # submitted by any process, at any time
 
         Given a request that this client has not submitted, it publishes that again: one that is finished gets its
