@@ -50,18 +50,18 @@ async def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def amqplib_in(folder: Path) -> None:
-    """Install Node's amqplib in a folder; skip the test where that can't be done."""
+async def npm_install(folder: Path, package: str) -> None:
+    """Install a package of Node's in a folder; skip the test where that can't be done."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node and npm are not installed")
     (folder / "package.json").write_text('{"private": true}')
-    code, _, err = await run("npm", "install", "--no-audit", "--no-fund", "amqplib@^0.10", cwd=folder)
+    code, _, err = await run("npm", "install", "--no-audit", "--no-fund", package, cwd=folder)
     if code != 0:
-        pytest.skip(f"npm can't install amqplib here: {err.strip()[-200:]}")
+        pytest.skip(f"npm can't install {package} here: {err.strip()[-200:]}")
 
 
 async def test_a_producer_in_node_gets_its_reply(stage: Stage, tmp_path: Path) -> None:
-    await amqplib_in(tmp_path)
+    await npm_install(tmp_path, "amqplib@^0.10")
     shutil.copy(DATA / "producer.js", tmp_path)
     code, out, err = await run(
         *("node", "producer.js"),
