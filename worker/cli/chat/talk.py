@@ -69,6 +69,7 @@ class Talk:
         self._asked: _Asked | None = None
         self._leaving = asyncio.Event()
         self._errands: set[asyncio.Task[None]] = set()
+        self._failed: BaseException | None = None
         self._one_by_one = False
         self.all_completed = True
         """Whether every turn completed, and every command was one."""
@@ -111,6 +112,8 @@ class Talk:
 
     async def _leave_when_told(self) -> None:
         await self._leaving.wait()
+        if self._failed is not None:
+            raise self._failed
 
     async def _take(self, lines: AsyncIterator[str]) -> None:
         async for text in lines:
@@ -131,8 +134,14 @@ class Talk:
         """Have something done beside the reading, so that the prompt stays."""
         task = asyncio.create_task(errand)
         self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        task.add_done_callback(self._end_errand)
         return task
+
+    def _end_errand(self, task: asyncio.Task[None]) -> None:
+        self._errands.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failed = task.exception()
+            self.leave()
 
     async def _obey(self, command: str) -> None:
         match command.lower():
