@@ -93,6 +93,8 @@ class RunReply(BaseModel):
     """What members answered, or the steps of a workflow ended with, in order."""
     turn: int | None = None
     """The session's turn number, from 1; None when REJECTED."""
+    answered_by: str | None = Field(default=None, exclude_if=lambda run_id: run_id is None)
+    """The run whose turn this request became part of (`on_busy: coalesce`); left out: it had one of its own."""
     attempt: int = 1
     """Higher than 1 where a redelivered request had to be started again."""
     metrics: RunMetrics = Field(default_factory=RunMetrics)

@@ -95,9 +95,13 @@ class OnBusy(StrEnum):
     """What to do when an earlier request of the session is unfinished."""
 
     ENQUEUE = "enqueue"
+    """Wait for it."""
     REJECT = "reject"
+    """Be refused, at once."""
     INTERRUPT = "interrupt"
+    """Cancel it, and then go on."""
     COALESCE = "coalesce"
+    """Wait for it; those that wait together, of one target, user and `stream`, become one turn."""
 
 
 class RunRequest(_Strict):
@@ -126,11 +130,11 @@ class RunRequest(_Strict):
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     """Merged into the session's metadata."""
     stream: StrictBool = False
-    """Whether events are published while the turn runs; not supported yet."""
+    """Whether events are published while the turn runs."""
     deadline: Deadline | None = None
     """By Postgres's clock: not started by then, it is refused; running then, it ends as ERROR."""
     on_busy: OnBusy = OnBusy.ENQUEUE
-    """What to do when an earlier request of the session is unfinished; only `enqueue` is supported yet."""
+    """What to do when an earlier request of the session is unfinished."""
 
     @model_validator(mode="before")
     @classmethod

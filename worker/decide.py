@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from schemas.errors import ErrorCode
 from schemas.ids import Target
 from schemas.requests import OnBusy, RunRequest
 from worker.executors.json_values import MAX_STATE_BYTES, json_text
 from worker.sessions.claim import Claim, Receipt, SessionRow
+
+_FOREIGN: Final = frozenset(
+    {
+        ErrorCode.RUN_ID_CONFLICT,
+        ErrorCode.UNSUPPORTED_PROPERTY,
+        ErrorCode.SESSION_FORBIDDEN,
+        ErrorCode.SESSION_TARGET_MISMATCH,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,11 @@ class Refuse:
     stored: bool = True
     """Stored before it is published: it depends on the moment (sessions, teams and clocks change), and who asks
     again is answered the same. A run_id that somebody else's run has can't be stored twice."""
+
+    @property
+    def may_be_told(self) -> bool:
+        """Whether those who watch the run are told: not where it, or the session, is another's."""
+        return self.code not in _FOREIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +102,7 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, busy: boo
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
-    return (
-        _not_supported(request)
-        or _too_large(request, claim.session)
-        or _too_late(request, claim)
-        or _too_busy(request, claim, busy=busy)
-    )
+    return too_large(request, claim.session) or _too_late(request, claim) or _too_busy(request, claim, busy=busy)
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
@@ -116,13 +126,7 @@ def _is_target(session: SessionRow, target: Target) -> bool:
     return (session.session_type, session.target_id) == (target.type.value, target.id)
 
 
-def _not_supported(request: RunRequest) -> Refuse | None:
-    if request.on_busy is OnBusy.COALESCE:
-        return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
-    return None
-
-
-def _too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:
+def too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:
     """Return a refusal where what the request adds would make the session grow without end, over many requests."""
     for what, stored, added in (
         ("state", session.session_state if session else {}, request.session_state),

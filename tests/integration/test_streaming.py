@@ -265,3 +265,35 @@ def test_keys_are_safe_and_short() -> None:
     assert not set("*#") & set(long)
     plain = event_key(Target(type=SessionType.AGENT, id="a-1"), "s_1", "0b8d5b9c-6f26-4013-9bbc-9b5090d821e6")
     assert plain == "agent.a-1.s_1.0b8d5b9c-6f26-4013-9bbc-9b5090d821e6"
+
+
+async def test_a_request_that_is_delivered_again_after_its_end_has_its_end_told_again(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """The worker may have died between the commit and the event."""
+    watcher = Watcher()
+    async with worker_of(settings, echo):
+        await watcher.consume(broker, "#")
+        for _ in range(2):
+            await broker.ask("s1", run_id="r1", stream=True)
+        await eventually(lambda: [event.type for event in watcher.of("r1")].count("run_finished") == 2)
+    started, finished, again = watcher.of("r1")
+    assert (started.attempt, started.number, finished.attempt, finished.number) == (1, 1, 1, 2)
+    assert (again.attempt, again.number) == (2, 1)
+    assert finished.type == again.type == "run_finished"
+    assert finished.reply == again.reply
+
+
+async def test_a_refused_request_has_its_end_told_unless_the_session_is_another_s(
+    settings: Settings, broker: TestBroker
+) -> None:
+    watcher = Watcher()
+    async with worker_of(settings, echo):
+        await watcher.consume(broker, "#")
+        await broker.reply(await broker.ask("s1", user_id="u1"))
+        await broker.reply(await broker.ask("s1", user_id="u2", stream=True, run_id="forbidden"))
+        await broker.ask("s2", deadline="2020-01-01T00:00:00Z", stream=True, run_id="late")
+        (late,) = await watcher.finished("late")
+    assert late.type == "run_finished"
+    assert (late.attempt, late.number, late.reply.status) == (1, 1, "REJECTED")
+    assert watcher.of("forbidden") == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import astuple, dataclass
@@ -23,6 +23,7 @@ from worker.errors import (
     StoreUnavailable,
     TurnFailed,
 )
+from worker.executors.asked import asked_together
 from worker.executors.journal import Journal
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
 from worker.executors.steps import Steps
@@ -56,21 +57,24 @@ def new_turn(
     *,
     attempt: int,
     journal: Journal | None = None,
+    joined: Sequence[RunRequest] = (),
 ) -> Turn:
     """Return a turn with everything of its own: what the executor changes is neither the request's nor the row's.
 
-    The request's state is laid over the stored one, key by key, and so is its metadata.
+    `joined` are requests that have become part of it. The request's state is laid over the stored one, key by key, and
+    so is its metadata.
     """
+    asked = asked_together(request, joined)
     stored_state = {} if session is None else session.session_state
     stored_metadata = {} if session is None else session.metadata
-    shared = SharedSession(deepcopy(stored_state | request.session_state), None if session is None else session.name)
+    shared = SharedSession(deepcopy(stored_state | asked.session_state), None if session is None else session.name)
     return Turn(
         run_id=request.run_id,
         session_id=request.session_id,
         user_id=request.user_id,
-        input=request.text,
-        parts=request.input if isinstance(request.input, str) else list(request.input),
-        metadata=deepcopy(stored_metadata | request.metadata),
+        input=asked.text,
+        parts=asked.input if isinstance(asked.input, str) else list(asked.input),
+        metadata=deepcopy(stored_metadata | asked.metadata),
         attempt=attempt,
         started_at=given.started_at,
         history=given.history,

@@ -46,13 +46,14 @@ class Mailboxes:
         session_id = delivery.request.session_id
         box = self._boxes.get(session_id)
         if box is not None:
+            delivery.mailbox = box
             run_id = delivery.request.run_id
             earlier = [one for one in box if one.request.run_id != run_id and not one.settled]
             box.append(delivery)
             if earlier:
                 self._busy(delivery, earlier)
             return
-        self._boxes[session_id] = deque([delivery])
+        delivery.mailbox = self._boxes[session_id] = deque([delivery])
         task = asyncio.create_task(self._serve(session_id), name=f"mailbox {session_id}")
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)

@@ -80,6 +80,13 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
     )
 
 
+def answered_with(reply: RunReply, request: RunRequest) -> RunReply:
+    """Return the reply to a request that joined the turn of which this is the reply: what it took is said there."""
+    return reply.model_copy(
+        update={"run_id": request.run_id, "answered_by": reply.run_id, "metrics": RunMetrics()},
+    )
+
+
 def _responses(turn: Turn) -> list[MemberResponse]:
     """Return what members answered; of a workflow, what its steps ended with."""
     if turn.step_results:
@@ -101,7 +108,8 @@ def shortened(reply: RunReply, *, largest_bytes: int, schema: str) -> RunReply:
     size_bytes = len(body_of(reply))
     if size_bytes <= largest_bytes:
         return reply
-    where = f"it is stored in {schema}.sessions: session {reply.session_id}, run {reply.run_id}"
+    run_id = reply.answered_by or reply.run_id
+    where = f"it is stored in {schema}.sessions: session {reply.session_id}, run {run_id}"
     error = reply.error
     if error is None:
         message = f"the reply would have {size_bytes} bytes, more than the {largest_bytes} that can be sent; {where}"

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from schemas.ids import SessionType, Target
+from schemas.requests import RunRequest
 from worker.executors.journal import CONTEXT_KEY, StepRecord
 from worker.executors.turn import PastRun
 
@@ -57,6 +58,18 @@ class Claim:
     """How many of these starts came to nothing: no step was recorded, and no worker that stops ended them."""
     cancelled: bool = False
     """Whether its user has said that the run is not wanted any more."""
+    joined: tuple[RunRequest, ...] = ()
+    """The requests that have become part of its turn, in order; see worker.turns.coalescing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coalesced:
+    """The requests that have joined a turn."""
+
+    joined: tuple[RunRequest, ...]
+    """In their order."""
+    cancelled: bool
+    """Whether the user of one of them has said that it is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)

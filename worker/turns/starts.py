@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from structlog.contextvars import bind_contextvars
@@ -21,14 +21,12 @@ from worker.executors.turn import Executor, Turn, TurnContext
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.store import ClaimedSession, SessionStore
+from worker.turns.telling import PublishEvent, tell_joined
 
 _RECORD_AFTER_SECONDS: Final = 0.05
 _UNCOUNT_SECONDS: Final = 2.0
 _OUTAGE_SECONDS: Final = 600.0
 _RETRY_SECONDS: Final = 1.0
-
-PublishEvent = Callable[[RunRequest, dict[str, Any]], None]
-"""Publish an event's fields for a run. It doesn't wait, and never fails."""
 
 _log = structlog.get_logger()
 
@@ -59,8 +57,9 @@ async def begun_turn(
         recorded=earlier.steps,
         context=given.as_json,
     )
-    turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+    turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept, joined=claim.joined)
     turn.events = _events_of(request, publish, turn.attempt)
+    tell_joined(publish, claim.joined, answered_by=request.run_id, attempt=turn.attempt)
     kept.changed = lambda change: turn.events.tell("state_changed", changed=change.values, removed=change.removed)
     turn.events.tell("run_started", resumed_behind=behind)
     if given.history and getattr(executor, "whole_history", False):
