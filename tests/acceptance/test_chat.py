@@ -376,6 +376,22 @@ async def test_ctrl_c_in_a_pipe_cancels_the_turn_and_takes_no_further_line(
     assert [run["status"] for run in await stage.runs(session)] == ["CANCELLED"]
 
 
+async def test_it_ends_quietly_when_nobody_reads_its_answers_any_more(stage: Stage, tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f"yes hello | '{sys.executable}' -m worker chat --team talker | head -n 1"),
+        env=surroundings(stage.settings, tmp_path),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(20):
+        out, err = await process.communicate()
+    assert out == b"You said hello. \n"
+    session, *more = err.decode().splitlines()
+    assert session.startswith("team talker · session ")
+    assert all("the request goes on" in line for line in more)
+
+
 async def test_a_dumb_terminal_is_spoken_to_plainly(stage: Stage, tmp_path: Path) -> None:
     async with Terminal(
         "chat", "--team", "talker", environment=surroundings(stage.settings, tmp_path), term="dumb"

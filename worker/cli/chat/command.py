@@ -33,6 +33,7 @@ from worker.cli.chat.talk import Talk
 from worker.cli.terminal import one_line
 from worker.settings import Settings
 
+_FAILED: Final = 1
 _INTERRUPTED: Final = 130
 """What shells call a program that Ctrl-C ended."""
 
@@ -67,7 +68,12 @@ def chat(
     first = request_to(address, "", new_session="chat")
     address["session_id"] = first.session_id
     remember(first)
-    sys.exit(asyncio.run(_talk(settings, first, address, timeout)))
+    try:
+        sys.exit(asyncio.run(_talk(settings, first, address, timeout)))
+    except BrokenPipeError:
+        # Whoever read the answers has left. Python flushes standard output once more, at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(_FAILED)
 
 
 async def _talk(settings: Settings, first: RunRequest, address: Address, timeout_seconds: float) -> int:
@@ -85,7 +91,7 @@ async def _talk(settings: Settings, first: RunRequest, address: Address, timeout
         screen.aside(_beginning(first))
         with _signals(talk):
             await talk.run(lines_of_standard_input(), one_by_one=True)
-        return _INTERRUPTED if talk.was_interrupted else int(not talk.all_completed)
+        return _INTERRUPTED if talk.was_interrupted else 0 if talk.all_completed else _FAILED
 
 
 async def _talk_at_terminal(

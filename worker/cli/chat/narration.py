@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Final, assert_never
 
 from schemas.events import (
     ContentDelta,
@@ -11,6 +11,7 @@ from schemas.events import (
     MemberStarted,
     RunEvent,
     RunFinished,
+    RunJoined,
     RunStarted,
     StateChanged,
     ToolFinished,
@@ -22,7 +23,9 @@ from worker.cli.chat.screens import Screen, Style
 from worker.cli.terminal import cut, one_line
 from worker.executors.turn import text_of
 
-_NARROWEST_COLUMNS = 20
+_NARROWEST_COLUMNS: Final = 20
+_Mentioned = ToolStarted | ToolFinished | StateChanged | Custom | RunJoined
+"""What is told in one row."""
 
 
 class Narration:
@@ -38,7 +41,6 @@ class Narration:
     def tell(self, event: RunEvent) -> None:
         """Show an event."""
         member = self._members.get(event.member_run_id or "")
-        depth = 1 if member is None else member.depth + 1
         match event:
             case RunStarted():
                 self._start(event)
@@ -48,17 +50,10 @@ class Narration:
                 self._begin_member(event)
             case MemberFinished():
                 self._end_member(event, member)
-            case ToolStarted():
-                self._flush(member)
-                self._aside(f"{one_line(event.tool)}({one_line(text_of(event.arguments))})", depth)
-            case ToolFinished() if event.failed:
-                self._aside(f"{one_line(event.tool)} failed; the model is told", depth)
-            case StateChanged():
-                self._aside(_changes(event), depth)
-            case Custom():
-                self._aside(one_line(text_of(event.data)), depth)
-            case ToolFinished() | RunFinished():
-                pass
+            case ToolStarted() | ToolFinished() | StateChanged() | Custom() | RunJoined():
+                self._mention(event, member)
+            case RunFinished():
+                pass  # see `finish`
             case unexpected:
                 assert_never(unexpected)
 
@@ -105,6 +100,12 @@ class Narration:
         if event.status is not RunStatus.COMPLETED:
             self._aside(f"{one_line(event.member_id)}: {event.status.value}", 1 if member is None else member.depth)
 
+    def _mention(self, event: _Mentioned, member: _Member | None) -> None:
+        said = _said_of(event)
+        if said is not None:
+            self._flush(member)
+            self._aside(said, 1 if member is None else member.depth + 1)
+
     def _flush(self, member: _Member | None) -> None:
         if member is not None:
             self._tell_of(member, member.rows.end())
@@ -149,7 +150,19 @@ def how_it_ended(reply: RunReply) -> str | None:
             assert_never(unexpected)
 
 
-def _changes(event: StateChanged) -> str:
-    changed = [f"{one_line(key)} = {one_line(text_of(value))}" for key, value in event.changed.items()]
-    removed = [f"without {one_line(key)}" for key in event.removed]
-    return f"state: {', '.join(changed + removed)}"
+def _said_of(event: _Mentioned) -> str | None:
+    match event:
+        case ToolStarted():
+            return f"{one_line(event.tool)}({one_line(text_of(event.arguments))})"
+        case ToolFinished():
+            return f"{one_line(event.tool)} failed; the model is told" if event.failed else None
+        case StateChanged():
+            changed = [f"{one_line(key)} = {one_line(text_of(value))}" for key, value in event.changed.items()]
+            removed = [f"without {one_line(key)}" for key in event.removed]
+            return f"state: {', '.join(changed + removed)}"
+        case Custom():
+            return one_line(text_of(event.data))
+        case RunJoined():
+            return "is answered together with another one"
+        case unexpected:
+            assert_never(unexpected)

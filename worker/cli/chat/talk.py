@@ -8,9 +8,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
-from worker.broker import BROKER_ERRORS
 from worker.cli.chat.line import Line
 from worker.cli.chat.narration import Narration
 from worker.cli.chat.screens import Screen, Style
@@ -27,7 +28,7 @@ _HELP: Final = """\
 What begins with // is sent with one slash. Enter sends, Alt-Enter begins a line.
 Ctrl-C stops an answer, and leaves where there is none; Ctrl-D leaves."""
 
-_LOSSES: Final = (BrokerUnavailable, *BROKER_ERRORS)
+_LOSSES: Final = (BrokerUnavailable, AMQPError, ChannelInvalidStateError)
 
 
 @dataclass
@@ -122,7 +123,7 @@ class Talk:
                 if self._one_by_one:
                     await obeying
                 continue
-            if self._asked is not None:
+            if self._asked is not None and not self._one_by_one:
                 self._screen.aside("· waits for its turn")
             self._said.put_nowait(text.removeprefix("/") if text.startswith("//") else text)
             if self._one_by_one:
