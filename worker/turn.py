@@ -70,7 +70,7 @@ from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.pausing import with_pauses
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
-from worker.turns.starts import begun_turn, counted_if_outlived, is_recorded_first, outlived, start_recorded
+from worker.turns.starts import begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
 from worker.turns.telling import PublishEvent, tell_answer
 
 _MOST_OUTDATED_CLAIMS: Final = 5
@@ -259,11 +259,11 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor, place: Place
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
-        recorded = is_recorded_first(claimed, received)
+        begun = begins_recorded(claimed, received)
         turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
-            async with start_recorded(claimed, turn, already=recorded):
+            async with start_recorded(claimed, turn, already=begun):
                 with run.attempted(turn.steps.journal):
                     outcome = await attempt(
                         executor, turn, limit=self._limit, now=claim.database_time, deadline=claimed.asked.deadline

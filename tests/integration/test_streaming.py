@@ -17,7 +17,7 @@ from schemas.events import RUN_EVENT, RunEvent, event_key, key_part
 from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from tests.support.broker import TestBroker
-from tests.support.fleet import echo
+from tests.support.fleet import Gate, echo
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
@@ -27,6 +27,7 @@ from worker.executors.turn import Turn
 from worker.replies.events import LARGEST_EVENT_BYTES
 from worker.settings import Settings
 from worker.team.team import Team
+from worker.turns import starts
 
 
 class Watcher:
@@ -386,3 +387,21 @@ async def test_a_watched_run_goes_on_elsewhere_and_says_behind_which_step(
     assert looked == ["tea"]
     for one in (first, second):
         assert [event.number for event in one] == list(range(1, len(one) + 1))
+
+
+async def test_an_attempt_whose_worker_is_gone_at_once_has_its_number_and_the_next_one_another(
+    settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are ordered by attempt and number: no two of a run may have the same ones."""
+    monkeypatch.setattr(starts, "_RECORD_AFTER_SECONDS", 3600.0)
+    watcher, gate = Watcher(), Gate()
+    async with worker_of(settings, gate.executor):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="gate", stream=True)
+        await eventually(lambda: len(watcher.events) == 1)
+    gate.open.set()
+    async with worker_of(settings, gate.executor):
+        events = await watcher.finished(run_id)
+    numbers = [(event.attempt, event.number) for event in events]
+    assert sorted(set(numbers)) == numbers
+    assert numbers[-1][0] == 2

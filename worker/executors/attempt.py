@@ -158,6 +158,9 @@ def cancelled(turn: Turn, reason: RunCancelled) -> Outcome:
 
 async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcome:
     name_before = turn.session_name
+    if turn.steps.journal.stopped is not None:
+        # Before it began. Its first step would wait for ever, and nobody would be told.
+        raise _Stopped(turn.steps.journal.stopped)
     pause: Pause | None = None
     content: JsonValue = None
     try:

@@ -33,23 +33,18 @@ _RETRY_SECONDS: Final = 1.0
 _log = structlog.get_logger()
 
 
-def is_recorded_first(claimed: ClaimedSession, received: RequestDelivery) -> bool:
-    """Whether an attempt's start is recorded before anything else: something may have been recorded before it."""
-    begun_before = claimed.claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered
-    return begun_before or claimed.request.continues is not None
-
-
 async def begun_turn(
     claimed: ClaimedSession, received: RequestDelivery, executor: Executor, publish: PublishEvent
 ) -> Turn:
     """Begin an attempt, and return its turn, whose events are told if its request asks for that.
 
     Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
+    So is one that is watched: no later attempt may have its number, by which its events are told from others'.
     """
     request, claim = claimed.request, claimed.claim
     earlier = Earlier(attempt=1)
     await claimed.continue_paused()
-    if is_recorded_first(claimed, received):
+    if begins_recorded(claimed, received):
         earlier = await claimed.begin_attempt(outlived=received.outlived)
         received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
@@ -75,6 +70,13 @@ async def begun_turn(
     if given.history and getattr(executor, "whole_history", False):
         turn.whole_history = await claimed.whole_runs([run.run_id for run in given.history])
     return turn
+
+
+def begins_recorded(claimed: ClaimedSession, received: RequestDelivery) -> bool:
+    """Whether an attempt's start is recorded before anything else of it; else it is beside its execution."""
+    request = claimed.request
+    begun_before = claimed.claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered
+    return begun_before or request.stream or request.continues is not None
 
 
 def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Events:
