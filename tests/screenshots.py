@@ -30,7 +30,7 @@ from worker.sessions.migrations import migrate
 Scheme = Literal["light", "dark"]
 
 SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
-WIDE: Final = (1280, 800)
+WIDE: Final = (1280, 880)
 NARROW: Final = (390, 780)
 HOME: Final = ROOT / "deploy" / "examples" / "web_chat"
 BEFORE: Final = ("How do I greet people in Italian?", "A packing list for a weekend", "Which museums are open late?")
