@@ -135,6 +135,7 @@ async function open(id) {
     if (shown.id !== id) return;
     shown.team = found.team;
     head(found.title, found.team);
+    if (found.earlier) page.turns.append(el("p", { class: "hint" }, "What was said before is stored, and not shown here."));
     for (const run of found.turns) append(Turn.stored(run));
     for (const run of found.running) {
       const turn = new Turn({ text: run.text, request: pending.of(id) });
