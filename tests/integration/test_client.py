@@ -412,7 +412,8 @@ async def test_a_stream_whose_events_were_lost_ends_with_the_whole_reply(
                 await eventually(lambda: _is_stored(database, "r1"))
                 await eventually(lambda: line.refused >= 2)
                 line.is_down = False
-    assert _told(events) == [(1, "run_started", None), (2, "custom", 1), (3, "run_finished", None)]
+    assert [event.type for event in events] == ["run_started", "custom", "run_finished"]
+    assert sorted(events, key=lambda event: (event.attempt, event.number)) == events
     assert events[-1].type == "run_finished"
     assert (events[-1].reply.content, events[-1].reply.turn) == ("done", 1)
 
