@@ -8,6 +8,7 @@ import sys
 import typer
 
 from worker.cli import ask, asyncapi, dead, doctor, fleet, schema, sessions, topology, worker
+from worker.cli.chat import command as chat
 from worker.errors import BrokerUnavailable, ClientError, StartupError, StoreUnavailable
 from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
@@ -23,6 +24,7 @@ app.command("worker")(worker.worker)
 app.command("migrate")(schema.migrate_schema)
 app.add_typer(topology.app, name="topology")
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.add_typer(sessions.app, name="sessions")
 app.command("fleet")(fleet.fleet)
 app.add_typer(dead.app, name="dead")
