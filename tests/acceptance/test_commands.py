@@ -30,7 +30,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 COMMANDS = [
     *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask", "chat"),
     *("sessions", "sessions list", "sessions show", "sessions who", "sessions rename", "sessions delete"),
-    *("sessions export", "doctor"),
+    *("sessions export", "doctor", "asyncapi"),
     *("dead", "dead list", "dead show", "dead replay", "dead drop"),
 ]
 

@@ -15,7 +15,7 @@ from schemas.requests import RunRequest
 from worker.cli.addressing import Agent, Continued, Session, Team, User, Workflow, address_of, remember, request_to
 from worker.cli.terminal import cut, json_line, one_line, printable
 from worker.client import RunClient
-from worker.errors import StartupError
+from worker.errors import ClientTimedOut, StartupError
 from worker.executors.turn import text_of
 from worker.settings import Settings
 
@@ -62,19 +62,18 @@ def ask(
 
 
 @asynccontextmanager
-async def _client(request: RunRequest, settings: Settings, timeout_seconds: float) -> AsyncIterator[RunClient]:
+async def _client(request: RunRequest, settings: Settings) -> AsyncIterator[RunClient]:
     async with RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client:
         try:
             yield client
-        except TimeoutError:
+        except ClientTimedOut as error:
             raise StartupError(
-                f"no reply within {timeout_seconds:g} s; is a worker running? The request stays queued, and the answer "
-                f"will be in the session {request.session_id}"
+                f"{error} What was published stays queued, and the answer will be in the session {request.session_id}"
             ) from None
 
 
 async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: float) -> RunReply:
-    async with _client(request, settings, timeout_seconds) as client:
+    async with _client(request, settings) as client:
         return await client.run(request, timeout_seconds=timeout_seconds)
 
 
@@ -82,7 +81,7 @@ async def _streamed(request: RunRequest, settings: Settings, timeout_seconds: fl
     """Print a run's events as they happen, and return its reply."""
     written = False
     async with (
-        _client(request, settings, timeout_seconds) as client,
+        _client(request, settings) as client,
         aclosing(client.stream(request, timeout_seconds=timeout_seconds)) as events,
     ):
         async for event in events:

@@ -8,16 +8,14 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
-
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
-from worker.cli.chat.line import Line
 from worker.cli.chat.narration import Narration
 from worker.cli.chat.screens import Screen, Style
 from worker.cli.chat.stored import StoredHere
 from worker.cli.terminal import one_line
-from worker.errors import BrokerUnavailable, StartupError
+from worker.client import RunClient
+from worker.errors import ClientError, ClientTimedOut
 
 _HELP: Final = """\
 /state    the session's state, as it is stored
@@ -28,7 +26,8 @@ _HELP: Final = """\
 What begins with // is sent with one slash. Enter sends, Alt-Enter begins a line.
 Ctrl-C stops an answer, and leaves where there is none; Ctrl-D leaves."""
 
-_LOSSES: Final = (BrokerUnavailable, AMQPError, ChannelInvalidStateError)
+_LOOK_SECONDS: Final = 0.2
+"""Between two looks at the connection."""
 
 
 @dataclass
@@ -37,14 +36,14 @@ class _Asked:
 
     request: RunRequest
     is_unwanted: bool = False
-    """Whether it was cancelled: said again where the connection was lost before RabbitMQ had it."""
+    """Whether it was cancelled."""
 
 
 class Talk:
     """Takes what is said, in order, and shows what comes of it.
 
     Args:
-        line: The line to RabbitMQ.
+        client: What requests go through.
         screen: Where all of it is shown.
         stored: What /state and /history show.
         request: Makes a request of what is said; raises StartupError for what can't be one.
@@ -54,14 +53,14 @@ class Talk:
 
     def __init__(
         self,
-        line: Line,
+        client: RunClient,
         screen: Screen,
         stored: StoredHere,
         request: Callable[[str], RunRequest],
         *,
         timeout_seconds: float,
     ) -> None:
-        self._line = line
+        self._client = client
         self._screen = screen
         self._stored = stored
         self._request = request
@@ -71,6 +70,8 @@ class Talk:
         self._leaving = asyncio.Event()
         self._errands: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
+        self._doing = ""
+        self._is_away = False
         self._one_by_one = False
         self.all_completed = True
         """Whether every turn completed, and every command was one."""
@@ -83,6 +84,7 @@ class Talk:
         tasks = [
             asyncio.create_task(self._take(lines)),
             asyncio.create_task(self._answer_all()),
+            asyncio.create_task(self._tell_of_trouble()),
             asyncio.create_task(self._leave_when_told()),
         ]
         try:
@@ -160,10 +162,9 @@ class Talk:
                 self.leave()
             case _:
                 self.all_completed = False
-                self._screen.aside(
-                    f"There is no command {one_line(command.split(maxsplit=1)[0])}; /help lists them. "
-                    "To send a text that begins with a slash, write two.",
-                    style=Style.ALARMED,
+                self._complain(
+                    f"There is no command {command.split(maxsplit=1)[0]}; /help lists them. "
+                    "To send a text that begins with a slash, write two."
                 )
 
     async def _answer_all(self) -> None:
@@ -172,7 +173,7 @@ class Talk:
             try:
                 await self._answer(text)
             finally:
-                self._screen.go_on("")
+                self._go_on("")
                 self._said.task_done()
 
     async def _answer(self, text: str) -> None:
@@ -184,50 +185,48 @@ class Talk:
             self.all_completed = False
 
     async def _reply_to(self, asked: _Asked) -> RunReply | None:
-        """Show a run until its reply, and return that; None if it did not come in time."""
+        """Show a run until its reply, and return that; None if there is none."""
         narration = Narration(self._screen)
-        trouble: str | None = None
-        while True:
-            client = self._line.client
-            self._screen.go_on("waiting")
-            try:
-                async with aclosing(client.stream(asked.request, timeout_seconds=self._timeout_seconds)) as events:
-                    async for event in events:
-                        trouble = None
-                        self._screen.go_on("cancelling" if asked.is_unwanted else "answering")
-                        narration.tell(event)
-                        if event.type == "run_finished":
-                            narration.finish(event.reply)
-                            return event.reply
-            except TimeoutError:
-                self._say_that_it_takes_long()
-                return None
-            except _LOSSES as error:
-                if trouble != str(error):
-                    trouble = str(error)
-                    self._screen.aside(f"· RabbitMQ is away ({one_line(trouble)}); connecting again …")
-                self._screen.go_on("connecting again")
-                # Then the same request again: with the same run_id it gets the same reply, and is not executed twice.
-                await self._line.replace(client)
-                if asked.is_unwanted:
-                    self._cancel(asked)
-
-    def _say_that_it_takes_long(self) -> None:
-        self._screen.aside(
-            f"No reply within {self._timeout_seconds:g} s; is a worker running? The request stays queued, and its "
-            "answer will be in the session.",
-            style=Style.ALARMED,
-        )
+        self._go_on("waiting")
+        try:
+            async with aclosing(self._client.stream(asked.request, timeout_seconds=self._timeout_seconds)) as events:
+                async for event in events:
+                    self._go_on("cancelling" if asked.is_unwanted else "answering")
+                    narration.tell(event)
+                    if event.type == "run_finished":
+                        narration.finish(event.reply)
+                        return event.reply
+        except ClientTimedOut as error:
+            self._complain(f"{error} What was published stays queued, and its answer will be in the session.")
+        except ClientError as error:
+            self._complain(str(error))
+        return None
 
     def _cancel(self, asked: _Asked) -> None:
         asked.is_unwanted = True
-        self._screen.go_on("cancelling")
+        self._go_on("cancelling")
         self._run_errand(self._tell_cancelled(asked.request))
 
     async def _tell_cancelled(self, request: RunRequest) -> None:
         try:
-            await self._line.client.cancel(request.run_id, session_id=request.session_id, user_id=request.user_id)
-        except BrokerUnavailable:
-            return  # told again, when the line is there again
-        except StartupError as error:
-            self._screen.aside(str(error), style=Style.ALARMED)
+            await self._client.cancel(request.run_id, session_id=request.session_id, user_id=request.user_id)
+        except ClientError as error:
+            self._complain(str(error))
+
+    async def _tell_of_trouble(self) -> None:
+        """Say once when RabbitMQ is away, and show it as long as it is; the client connects again by itself."""
+        while True:
+            trouble = self._client.trouble
+            if trouble is not None and not self._is_away:
+                self._screen.aside(f"· {one_line(trouble)}; the chat goes on when that is over")
+            if (trouble is not None) is not self._is_away:
+                self._is_away = trouble is not None
+                self._go_on(self._doing)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    def _go_on(self, doing: str) -> None:
+        self._doing = doing
+        self._screen.go_on("no connection" if self._is_away else doing)
+
+    def _complain(self, text: str) -> None:
+        self._screen.aside(one_line(text), style=Style.ALARMED)
