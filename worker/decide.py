@@ -102,7 +102,13 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, busy: boo
     if not target_known:
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
-    return too_large(request, claim.session) or _too_late(request, claim) or _too_busy(request, claim, busy=busy)
+    return (
+        _not_continued(request, claim)
+        or _paused(request, claim)
+        or too_large(request, claim.session)
+        or _too_late(request, claim)
+        or _too_busy(request, claim, busy=busy)
+    )
 
 
 def _same(request: RunRequest, receipt: Receipt) -> bool:
@@ -124,6 +130,31 @@ def _not_allowed(request: RunRequest, session: SessionRow) -> Refuse | None:
 
 def _is_target(session: SessionRow, target: Target) -> bool:
     return (session.session_type, session.target_id) == (target.type.value, target.id)
+
+
+def _not_continued(request: RunRequest, claim: Claim) -> Refuse | None:
+    """Return why a request can't go on with the run that it continues."""
+    if request.continues is None:
+        return None
+    found = claim.pauses
+    if found is None or found.expires_at is None or claim.session is None:
+        message = f"the session has no paused run {request.continues!r}: it never paused, or was continued"
+        return Refuse(ErrorCode.RUN_NOT_PAUSED, message)
+    if found.pause is None or (found.expires_at <= claim.database_time and not claim.attempts):
+        return Refuse(ErrorCode.PAUSE_EXPIRED, f"the run {request.continues!r} has waited too long to be continued")
+    if unknown := found.pause.unknown(request.decisions):
+        message = f"the run {request.continues!r} does not wait for the call {unknown[0]!r}"
+        return Refuse(ErrorCode.DECISION_UNKNOWN, message)
+    return None
+
+
+def _paused(request: RunRequest, claim: Claim) -> Refuse | None:
+    # One that was started before has been admitted.
+    waits = claim.pauses is not None and claim.pauses.session_paused
+    if request.continues is not None or not waits or claim.attempts:
+        return None
+    message = "a run of the session waits for somebody's decision"
+    return Refuse(ErrorCode.SESSION_PAUSED, message, retryable=True)
 
 
 def too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:

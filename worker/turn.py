@@ -67,9 +67,10 @@ from worker.turns.company import Company, Place
 from worker.turns.ending import Ending
 from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
+from worker.turns.pausing import with_pauses
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
-from worker.turns.starts import begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.starts import begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
 from worker.turns.telling import PublishEvent, tell_answer
 
 _MOST_OUTDATED_CLAIMS: Final = 5
@@ -198,6 +199,7 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor | None
     ) -> _Answer | None:
         """Return the answer to a claimed request, stored if it has to be; None if it is somebody else's to find."""
+        claimed = await with_pauses(claimed, executor)
         kept = self._kept.find(claimed.request)
         if kept is None and not received.alive:
             return None  # given away while it waited for a slot or for its claim
@@ -257,11 +259,11 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor, place: Place
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
-        again = received.attempts > 0 or claim.attempts > 0 or received.delivery.redelivered
+        begun = begins_recorded(claimed, received)
         turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
-            async with start_recorded(claimed, turn, already=again):
+            async with start_recorded(claimed, turn, already=begun):
                 with run.attempted(turn.steps.journal):
                     outcome = await attempt(
                         executor, turn, limit=self._limit, now=claim.database_time, deadline=claimed.asked.deadline

@@ -13,6 +13,16 @@ from tests.support.workers import ROOT
 
 _SECONDS = 270
 _ZERO = ("lost", "duplicated", "reordered", "replies_differ", "recorded_steps_repeated")
+_PROMISED_TOO = (
+    "cancels_ignored",
+    "interrupts_ignored",
+    "cancelled_unasked",
+    "unstarted_executed",
+    "events_repeated",
+    "events_out_of_order",
+    "events_missing",
+    "events_differ",
+)
 _CONTRACT = ["requests", *_ZERO, "kills", "broker_restarts", "postgres_restarts", "seconds"]
 
 
@@ -46,6 +56,8 @@ async def test_under_every_kind_of_fault_nothing_is_lost_repeated_or_out_of_orde
     line = json.loads(out.splitlines()[-1])
     assert list(line)[: len(_CONTRACT)] == _CONTRACT
     assert {name: line[name] for name in _ZERO} == dict.fromkeys(_ZERO, 0)
+    assert {name: line[name] for name in _PROMISED_TOO} == dict.fromkeys(_PROMISED_TOO, 0)
+    assert all(number > 0 for name, number in line["tried"].items() if name != "watched_resumed")
     assert line["requests"] > 100
     assert line["kills"] > 0
     assert line["broker_restarts"] > 0

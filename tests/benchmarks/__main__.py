@@ -16,7 +16,7 @@ from typing import Final
 from pydantic import JsonValue
 from rich.console import Console
 
-from tests.benchmarks import agno_turns, fleet, in_flight, lone, model_turns, paces, report
+from tests.benchmarks import agno_turns, conversation, fleet, in_flight, lone, model_turns, paces, report
 from tests.benchmarks.figures import FIGURES, Finding
 from tests.benchmarks.machine import described
 from tests.benchmarks.plan import QUICK, Plan
@@ -31,6 +31,9 @@ BENCHMARKS: Final[Mapping[Benchmark, Collection[str]]] = {
     lone.flat_10000: ("flat_10000",),
     paces.handoff: ("handoff",),
     lone.latency_vs_handwritten: ("latency_vs_handwritten",),
+    conversation.cancel_latency: ("cancel_latency",),
+    conversation.interrupt_latency: ("interrupt_latency",),
+    conversation.stream_latency: ("stream_latency",),
     in_flight.in_flight: ("in_flight",),
     model_turns.in_flight_model: ("in_flight_model",),
     agno_turns.vs_agno_turns: ("vs_agno_turns",),

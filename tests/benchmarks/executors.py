@@ -33,4 +33,12 @@ async def asleep(turn: Turn) -> JsonValue:
         _under_way.remove(turn.run_id)
 
 
-everything = [instant, asleep]
+@executor("endless")
+async def endless(turn: Turn) -> JsonValue:
+    """Answer at once if there is something to answer, and else never."""
+    if not turn.input:
+        await asyncio.Event().wait()
+    return turn.input
+
+
+everything = [instant, asleep, endless]

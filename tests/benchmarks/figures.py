@@ -68,6 +68,21 @@ FIGURES: Final = {
             "median request to reply of a lone request, over the hand-written loop's",
             Reach("≤", 1.2),
         ),
+        Figure(
+            "cancel_latency",
+            "median time from a cancel to the reply CANCELLED of the run that it stops, over a lone round trip",
+            Reach("≤", 2),
+        ),
+        Figure(
+            "interrupt_latency",
+            "median time from a request that interrupts a running one to its own reply, over a lone round trip",
+            Reach("≤", 3),
+        ),
+        Figure(
+            "stream_latency",
+            "median time until the first piece of a Team's answer is with its reader, over that to its unwatched reply",
+            Reach("≤", 1),
+        ),
         Figure("scale_out_4", "turns/s of 4 workers over 1, one-second turns, 50 at a time each", Reach("≥", 3.5)),
         Figure(
             "rebalance_gap",

@@ -13,6 +13,7 @@ from typing import Final, Self
 
 import aio_pika
 from aiormq.abc import DeliveredMessage
+from pydantic import JsonValue
 
 from tests.benchmarks.program import Program
 from tests.support.broker import slot
@@ -31,10 +32,10 @@ class Request:
     body: bytes
 
 
-def request(team_id: str, session_id: str, text: str) -> Request:
-    """A request of a new run."""
+def request(team_id: str, session_id: str, text: str, **more: JsonValue) -> Request:
+    """A request of a new run, with more fields if they are given."""
     run_id = str(uuid.uuid4())
-    body = {"run_id": run_id, "session_id": session_id, "team_id": team_id, "input": text}
+    body = {"run_id": run_id, "session_id": session_id, "team_id": team_id, "input": text, **more}
     return Request(run_id, session_id, json.dumps(body).encode())
 
 
@@ -76,6 +77,7 @@ class Traffic:
         self._consuming = await aio_pika.connect(url)
         self._channel = await self._publishing.channel(publisher_confirms=True, on_return_raises=True)
         self._exchange = await self._channel.get_exchange(f"{self._settings.prefix}.requests", ensure=False)
+        self._control = await self._channel.get_exchange(f"{self._settings.prefix}.control", ensure=False)
         channel = await (await self._consuming.channel()).get_underlay_channel()
         await channel.basic_consume(f"{self._settings.prefix}.results", self._received, no_ack=True)
         return self
@@ -100,6 +102,18 @@ class Traffic:
         reply = self.replies[before]
         assert reply.run_id == request.run_id
         return reply.at - start
+
+    async def cancel(self, request: Request) -> None:
+        """Say that a request is cancelled, with a confirm."""
+        said = {"type": "cancel", "run_id": request.run_id, "session_id": request.session_id}
+        message = aio_pika.Message(json.dumps(said).encode(), content_type="application/json", delivery_mode=2)
+        await self._control.publish(message, "")
+
+    async def reply_to(self, request: Request) -> Reply:
+        """Wait for the reply to a request."""
+        while request.run_id not in self._bodies:
+            await self.replied(len(self.replies) + 1)
+        return next(reply for reply in reversed(self.replies) if reply.run_id == request.run_id)
 
     async def replied(self, number: int, *programs: Program) -> None:
         """Wait until so many requests have a reply; fail if one of the programs ends, or none comes any more."""

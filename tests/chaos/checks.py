@@ -1,92 +1,24 @@
 """The verdict: what went wrong, from the evidence alone. Pure.
 
-The first five are the contract's. The last two are promised as well, and end in exit code 1 too.
+The first five are the contract's. The others are promised as well, and end in exit code 1 too: those of conversations
+(cancel, interrupt, reject) are in `conversation`, those of the events of watched runs in `watched`.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
-from tests.chaos.evidence import Call, Evidence
-from tests.chaos.script import UNJOURNALLED, UNREPEATABLE, implied
+from tests.chaos.case import Case, Check, Violation
+from tests.chaos.conversation import CONVERSATION_CHECKS
+from tests.chaos.evidence import Evidence
+from tests.chaos.script import UNREPEATABLE
+from tests.chaos.watched import WATCHED_CHECKS
 
 EXPECTED_ERRORS: Final = frozenset({"step_uncertain", "attempts_exhausted"})
 """What a turn may end with when its worker dies; anything else is a failure that nobody should see."""
-
-_JUST_THAWED_SECONDS: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """One promise that was not kept, in words."""
-
-    session_id: str
-    run_id: str
-    what: str
-
-
-class Case:
-    """The evidence, looked at in the ways that the checks share."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self.evidence = evidence
-        self.bodies: dict[str, list[bytes]] = {}
-        """Of each run its different replies, the first one first."""
-        for reply in evidence.replies:
-            bodies = self.bodies.setdefault(reply.run_id, [])
-            if reply.body not in bodies:
-                bodies.append(reply.body)
-        self.session_of = {
-            run_id: session_id for session_id, run_ids in evidence.published.items() for run_id in run_ids
-        }
-
-    @cached_property
-    def replies(self) -> Mapping[str, Mapping[str, Any]]:
-        """The first reply of each run."""
-        return {run_id: json.loads(bodies[0]) for run_id, bodies in self.bodies.items()}
-
-    @cached_property
-    def late_calls(self) -> Sequence[tuple[Call, float]]:
-        """The calls that began after their step was recorded, and when it was."""
-        recorded = dict(self.evidence.recorded)
-        for call in self.evidence.calls:
-            for step in implied(call.step):
-                key = (call.run_id, step)
-                recorded[key] = min(recorded.get(key, call.began), call.began)
-        times = [(call, recorded.get((call.run_id, call.step), call.began)) for call in self.evidence.calls]
-        return [(call, at) for call, at in times if at < call.began and call.step not in UNJOURNALLED]
-
-    def was_thawed(self, call: Call, recorded: float) -> bool:
-        """Whether its worker has just been thawed, and was frozen when somebody else recorded the step.
-
-        A worker that stands still between its last look and its call makes this one call when it goes on. Nothing in
-        the worker can prevent it; only the model's provider could.
-        """
-        return any(
-            one.worker == call.worker
-            and one.began < recorded
-            and one.ended < call.began < one.ended + _JUST_THAWED_SECONDS
-            for one in self.evidence.freezes
-        )
-
-    def in_order(self, session_id: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """The first replies of a session's runs, in the order in which these were published."""
-        for run_id in self.evidence.published[session_id]:
-            if run_id in self.replies:
-                yield run_id, self.replies[run_id]
-
-    def of_run(self, run_id: str, what: str) -> Violation:
-        """A violation that a run has met with."""
-        return Violation(self.session_of.get(run_id, "?"), run_id, what)
-
-
-Check = Callable[[Case], Iterator[Violation]]
 
 
 def lost(case: Case) -> Iterator[Violation]:
@@ -95,16 +27,23 @@ def lost(case: Case) -> Iterator[Violation]:
     for run_id in case.session_of:
         if run_id not in case.bodies:
             yield case.of_run(run_id, "it has no reply")
-        elif (reply := case.replies[run_id])["status"] == "REJECTED":
+        elif (reply := case.replies[run_id])["status"] == "REJECTED" and not _may_be_busy(case, run_id):
             yield case.of_run(run_id, f"it was refused: {reply['error']['code']}")
         if run_id not in case.evidence.receipts:
             yield case.of_run(run_id, "it has no receipt")
-        if run_id not in stored:
+        if run_id not in stored and not case.never_started(run_id):
             yield case.of_run(run_id, "it is not among the session's runs")
     for run_id, number in case.evidence.unanswered.items():
         yield case.of_run(run_id, f"{number} of its publishes have no reply of their own")
     for queue, number in case.evidence.left.items():
         yield Violation("?", "?", f"{number} messages are left in {queue}")
+
+
+def _may_be_busy(case: Case, run_id: str) -> bool:
+    """Whether it was refused as it has asked for: `on_busy: reject`, and something was asked before it."""
+    session = case.evidence.published[case.session_of[run_id]]
+    code = case.replies[run_id]["error"]["code"]
+    return code == "session_busy" and case.asked(run_id).on_busy == "reject" and session[0] != run_id
 
 
 def duplicated(case: Case) -> Iterator[Violation]:
@@ -125,16 +64,19 @@ def _repeated_turns(case: Case, session_id: str) -> Iterator[Violation]:
 
 
 def _miscounted(case: Case, session_id: str) -> Iterator[Violation]:
-    completed = 0
+    # A cancelled turn keeps what it had: it may have counted itself, or not yet.
+    completed = cancelled = 0
     for run_id, reply in case.in_order(session_id):
         if reply["status"] == "COMPLETED":
             completed += 1
             content = reply["content"]
-            if isinstance(content, dict) and content["count"] != completed:
+            if isinstance(content, dict) and not completed <= content["count"] <= completed + cancelled:
                 what = f"its turn was counted as number {content['count']}, and {completed} have completed"
                 yield Violation(session_id, run_id, what)
+        elif reply["status"] == "CANCELLED" and reply["turn"] is not None:
+            cancelled += 1
     for name, count in case.evidence.states.get(session_id, {}).items():
-        if count != completed:
+        if not isinstance(count, int) or not completed <= count <= completed + cancelled:
             what = f"its state says {name} = {count}, and {completed} turns have completed"
             yield Violation(session_id, "?", what)
 
@@ -146,7 +88,9 @@ def reordered(case: Case) -> Iterator[Violation]:
         answered[case.session_of.get(run_id, "?")].append(run_id)
     for session_id, published in case.evidence.published.items():
         yield from _otherwise(session_id, published, case.evidence.stored.get(session_id, ()), "stored")
-        yield from _otherwise(session_id, published, answered[session_id], "answered")
+        # A refusal for a busy session does not wait for its turn.
+        waited = [run_id for run_id in answered[session_id] if case.replies[run_id]["status"] != "REJECTED"]
+        yield from _otherwise(session_id, published, waited, "answered")
         turns = [(run_id, reply["turn"]) for run_id, reply in case.in_order(session_id) if reply["turn"] is not None]
         for (before, earlier), (run_id, later) in pairwise(turns):
             if later < earlier:
@@ -216,6 +160,8 @@ CHECKS: Final[Mapping[str, Check]] = {
         recorded_steps_repeated,
         unrepeatable_steps_repeated,
         unexpected_errors,
+        *CONVERSATION_CHECKS,
+        *WATCHED_CHECKS,
     )
 }
 

@@ -17,9 +17,10 @@ from typing import Final, Self
 
 from typing_extensions import override
 
-from tests.chaos.evidence import Freeze
+from tests.chaos.evidence import Freeze, Upset
 from tests.chaos.lines import Line
 from tests.chaos.tally import Tally
+from tests.chaos.upsets import Open, Upsets
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, environment_of
 from worker.sandbox.reaper import Reaper
@@ -45,6 +46,8 @@ class Place:
     asked_to_end: bool = False
     frozen_at: float | None = None
     """Since when it is frozen, if it is: unix seconds."""
+    standing: Open | None = None
+    """The same, as an upset."""
     log: Path | None = None
     """What the worker logs to."""
 
@@ -75,6 +78,7 @@ class Crew:
         folder: Path,
         reaper: Reaper,
         tally: Tally,
+        upsets: Upsets,
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -82,6 +86,7 @@ class Crew:
         self._folder = folder
         self._reaper = reaper
         self._tally = tally
+        self._upsets = upsets
         self._say = say
         self._number = places
         self._stopping = False
@@ -135,18 +140,25 @@ class Crew:
     def terminate(self, place: Place) -> None:
         """SIGTERM: it drains, and is no longer there."""
         place.asked_to_end |= self._signal(place, signal.SIGTERM)
+        self._upsets.now(Upset.DEATH)
 
     def freeze(self, place: Place) -> None:
         """SIGSTOP, until it is thawed or killed."""
         if self._signal(place, signal.SIGSTOP):
             place.frozen_at = time.time()
+            place.standing = self._upsets.begin(Upset.FREEZE)
 
     def thaw(self, place: Place) -> None:
         """SIGCONT."""
         if place.frozen_at is not None and place.pid is not None:
             self.freezes.append(Freeze(place.pid, place.frozen_at, time.time()))
             self._signal(place, signal.SIGCONT)
-        place.frozen_at = None
+        self._unfrozen(place)
+
+    def _unfrozen(self, place: Place) -> None:
+        if place.standing is not None:
+            self._upsets.end(place.standing)
+        place.frozen_at = place.standing = None
 
     def thaw_all(self) -> None:
         """Have every worker and every line go on as usual."""
@@ -195,12 +207,14 @@ class Crew:
                 start_new_session=True,
             )
         self._reaper.watch_process(process.pid, signal.SIGKILL)
-        place.asked_to_end, place.frozen_at = False, None
+        place.asked_to_end = False
+        self._unfrozen(place)
         place.process, place.log = process, log
         began = time.monotonic()
         if self._stopping:
             self.terminate(place)
         code = await process.wait()
+        self._upsets.now(Upset.DEATH)
         self._reaper.forget_process(process.pid)
         if not place.asked_to_end:
             self._ended_by_itself(place, code, time.monotonic() - began)

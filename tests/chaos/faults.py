@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from tests.chaos.evidence import Upset
 from tests.chaos.kill_points import KILL_POINTS, KillPoint
 from tests.chaos.plan import Fault, Planned
 from tests.chaos.scene import Scene
@@ -88,9 +89,10 @@ async def _restart_broker(scene: Scene, rng: random.Random) -> None:
     async with scene.servers:
         crashes = rng.random() < 1 / 2
         scene.tell("RabbitMQ is killed" if crashes else "RabbitMQ is stopped")
-        await asyncio.to_thread(scene.rabbitmq.kill if crashes else scene.rabbitmq.stop)
-        await asyncio.sleep(rng.uniform(0, 2))
-        await asyncio.to_thread(scene.rabbitmq.start)
+        with scene.upsets.during(Upset.BROKER):
+            await asyncio.to_thread(scene.rabbitmq.kill if crashes else scene.rabbitmq.stop)
+            await asyncio.sleep(rng.uniform(0, 2))
+            await asyncio.to_thread(scene.rabbitmq.start)
         scene.tally.count(Fault.BROKER_RESTART)
         scene.tell("RabbitMQ is back")
 
@@ -99,9 +101,10 @@ async def _restart_postgres(scene: Scene, rng: random.Random) -> None:
     """Shut it down immediately, which is a crash; then start it again."""
     async with scene.servers:
         scene.tell("Postgres is shut down immediately")
-        await asyncio.to_thread(scene.postgres.shut_down_immediately)
-        await asyncio.sleep(rng.uniform(0, 2))
-        await asyncio.to_thread(scene.postgres.start)
+        with scene.upsets.during(Upset.POSTGRES):
+            await asyncio.to_thread(scene.postgres.shut_down_immediately)
+            await asyncio.sleep(rng.uniform(0, 2))
+            await asyncio.to_thread(scene.postgres.start)
         scene.tally.count(Fault.POSTGRES_RESTART)
         scene.tell("Postgres is back")
 
@@ -112,6 +115,7 @@ async def _cut(scene: Scene, rng: random.Random) -> None:
     if connected := [name for name, line in lines.items() if line.connections]:
         name = rng.choice(connected)
         lines[name].cut_one(rng)
+        scene.upsets.now(Upset.CUT)
         scene.tally.count(Fault.CUT, name)
 
 
@@ -129,6 +133,7 @@ async def _end_lane(scene: Scene, rng: random.Random) -> None:
             )
             if lanes:
                 await database.execute("select pg_terminate_backend($1)", rng.choice(lanes)["pid"])
+                scene.upsets.now(Upset.POSTGRES)
                 scene.tally.count(Fault.END_LANE)
     except _AWAY:
         pass
@@ -140,7 +145,8 @@ async def _slow(scene: Scene, rng: random.Random) -> None:
     place.amqp.delay_seconds, place.postgres.delay_seconds = rng.uniform(0.01, 0.15), rng.uniform(0.01, 0.15)
     seconds = rng.uniform(0.2, 1) * min(15.0, scene.plan.seconds / 5)
     scene.tally.count(Fault.SLOW, f"{place} for {seconds:.1f} s")
-    await asyncio.sleep(seconds)
+    with scene.upsets.during(Upset.SLOW):
+        await asyncio.sleep(seconds)
     place.amqp.delay_seconds = place.postgres.delay_seconds = 0.0
 
 

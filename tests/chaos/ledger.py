@@ -19,6 +19,10 @@ _STORED: Final = """
     select session_id, array_agg(run_id order by run_index) as runs
     from ai.agno_runs where parent_run_id is null group by session_id
 """
+_CANCELLED: Final = """
+    select run_id, session_id, user_id, extract(epoch from min(at))::float8 as at
+    from chaos.cancelled group by run_id, session_id, user_id
+"""
 _RECORDED: Final = "select run_id, step, extract(epoch from at)::float8 as at from chaos.recorded"
 
 
@@ -32,6 +36,7 @@ async def gather(scene: Scene) -> Evidence:
             "select session_id, session_data -> 'session_state' as state from ai.agno_sessions"
         )
         noted = await database.fetch(_RECORDED)
+        cancelled = await database.fetch(_CANCELLED)
     async with connected(scene.settings.amqp_url, name="chaos") as broker:
         left = await _left(broker.amqp, Topology(prefix=scene.settings.prefix, partitions=scene.settings.partitions))
     recorded: dict[tuple[str, str], float] = {}
@@ -40,6 +45,16 @@ async def gather(scene: Scene) -> Evidence:
         recorded[key] = min(row["at"], recorded.get(key, row["at"]))
     return Evidence(
         published=scene.load.published(),
+        asked={run_id: request.asked for run_id, request in scene.load.requests.items()},
+        cancels=scene.load.moves.cancels,
+        events=scene.watcher.events,
+        upsets=scene.upsets.times,
+        cancelled={
+            row["run_id"]: row["at"]
+            for row in cancelled
+            if (request := scene.load.requests.get(row["run_id"])) is not None
+            and (row["session_id"], row["user_id"]) == (request.session.session_id, request.session.user_id)
+        },
         replies=scene.load.replies,
         calls=scene.stub.calls,
         freezes=scene.crew.freezes,
@@ -60,7 +75,8 @@ def _counts(state: str | None) -> dict[str, JsonValue]:
 
 async def _left(broker: AbstractConnection, topology: Topology) -> dict[str, int]:
     left: dict[str, int] = defaultdict(int)
-    for queue in (*(topology.partition(number) for number in range(topology.partitions)), topology.unrouted):
+    partitions = [topology.partition(number) for number in range(topology.partitions)]
+    for queue in (*partitions, topology.unrouted, topology.control):
         channel = await broker.channel()
         try:
             number = (await channel.declare_queue(queue, passive=True)).declaration_result.message_count

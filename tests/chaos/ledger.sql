@@ -16,6 +16,14 @@ create table chaos.recorded (
     primary key (run_id, step)
 );
 
+-- When it was stored that a run is not wanted any more; the rows themselves are gone with its answer.
+create table chaos.cancelled (
+    run_id      text not null,
+    session_id  text not null,
+    user_id     text,
+    at          timestamptz not null
+);
+
 create function chaos.note_run() returns trigger language plpgsql as $$
 begin
     if new.parent_run_id is null then
@@ -49,3 +57,13 @@ end;
 $$;
 
 create trigger chaos_note_step after insert or update on ai.turn_steps for each row execute function chaos.note_step();
+
+create function chaos.note_cancellation() returns trigger language plpgsql as $$
+begin
+    insert into chaos.cancelled values (new.run_id, new.session_id, new.user_id, clock_timestamp());
+    return null;
+end;
+$$;
+
+create trigger chaos_note_cancellation after insert on ai.cancellations
+for each row execute function chaos.note_cancellation();

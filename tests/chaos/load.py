@@ -7,13 +7,15 @@ import json
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
-from tests.chaos.evidence import Reply
+from tests.chaos.evidence import Asked, Reply
+from tests.chaos.moves import Moves
 from tests.chaos.plan import Plan
 from tests.chaos.producer import Producer
 from tests.chaos.script import Order
+from tests.chaos.stub import ModelStub
 from tests.chaos.tally import Tally
 from tests.support.broker import slot
 
@@ -29,6 +31,7 @@ class Session:
     session_id: str
     team_id: str
     routing_key: str
+    user_id: str | None = None
     publishing: asyncio.Lock = field(default_factory=asyncio.Lock)
     requests: list[Request] = field(default_factory=list)
     """In the order of their first confirmed publish, of which only the last can be outstanding."""
@@ -42,6 +45,7 @@ class Request:
     session: Session
     run_id: str
     body: bytes
+    asked: Asked
     confirmed: int = 0
     """How many of its publishes were confirmed."""
     replies: int = 0
@@ -51,7 +55,7 @@ class Request:
 class Load:
     """Publishes requests and counts their replies."""
 
-    def __init__(self, plan: Plan, producer: Producer, tally: Tally) -> None:
+    def __init__(self, plan: Plan, producer: Producer, stub: ModelStub, tally: Tally) -> None:
         self._plan = plan
         self._producer = producer
         self._tally = tally
@@ -61,9 +65,12 @@ class Load:
         """Of every session, by run."""
         self.replies: list[Reply] = []
         """Every reply, in order."""
+        self.moves = Moves(self, producer, stub, self._rng)
         self._asking: set[asyncio.Task[Request]] = set()
         self._usual = [
-            self.session(f"{team_id}-{number:03}", team_id, routed=number % _UNROUTED != 0)
+            self.session(
+                f"{team_id}-{number:03}", team_id, routed=number % _UNROUTED != 0, user_id="ada" if number % 2 else None
+            )
             for team_id, sessions in plan.sessions.items()
             for number in range(sessions)
         ]
@@ -89,9 +96,9 @@ class Load:
             request.answered.set()
             request.session.unanswered -= 1
 
-    def session(self, session_id: str, team_id: str, *, routed: bool = True) -> Session:
+    def session(self, session_id: str, team_id: str, *, routed: bool = True, user_id: str | None = None) -> Session:
         """A new session."""
-        made = Session(session_id, team_id, slot(session_id) if routed else session_id)
+        made = Session(session_id, team_id, slot(session_id) if routed else session_id, user_id)
         self.sessions[session_id] = made
         return made
 
@@ -103,7 +110,8 @@ class Load:
             while (elapsed := time.monotonic() - began) < self._plan.seconds:
                 due_now = elapsed * self._plan.requests_per_second
                 while due < due_now and (session := self._ready()) is not None:
-                    group.create_task(self._ask_as_usual(session))
+                    moves = self._rng.random() < self._plan.moves
+                    group.create_task(self._move(session) if moves else self._ask_as_usual(session))
                     due += 1
                     # So that the task takes the session's lock.
                     await asyncio.sleep(0)
@@ -125,39 +133,54 @@ class Load:
 
     async def _ask(self, session: Session, *, hold: str, poison: bool) -> Request:
         async with session.publishing:
-            request = self._new_request(session, hold=hold, poison=poison)
-            await self._publish(request)
+            request = self.new_request(session, hold=hold, poison=poison)
+            await self.publish(request)
         return request
 
-    def _new_request(self, session: Session, *, hold: str = "", poison: bool = False) -> Request:
-        """Make a session's next request, to be published next."""
+    def new_request(
+        self, session: Session, *, hold: str = "", poison: bool = False, on_busy: str = "enqueue"
+    ) -> Request:
+        """Make a session's next request, to be published next, and while the session's `publishing` is held."""
         run_id = f"{session.session_id}/{len(session.requests):05}"
-        body = {
+        asked = Asked(stream=self._rng.random() < self._plan.watched, on_busy=on_busy)
+        body: dict[str, Any] = {
             "run_id": run_id,
             "session_id": session.session_id,
             "team_id": session.team_id,
             "input": Order(run_id, hold=hold, poison=poison).text,
         }
-        request = Request(session, run_id, json.dumps(body).encode())
+        if session.user_id is not None:
+            body["user_id"] = session.user_id
+        if asked.stream:
+            body["stream"] = True
+        if on_busy != "enqueue":
+            body["on_busy"] = on_busy
+        request = Request(session, run_id, json.dumps(body).encode(), asked)
         session.requests.append(request)
         session.unanswered += 1
         self.requests[run_id] = request
         return request
 
-    async def _publish(self, request: Request) -> None:
+    async def publish(self, request: Request) -> None:
         """Publish it, once more or for the first time."""
+        if not request.asked.at:
+            request.asked = replace(request.asked, at=time.time())
         await self._producer.publish(request.run_id, request.body, request.session.routing_key)
         request.confirmed += 1
 
     async def _ask_as_usual(self, session: Session) -> None:
         """Publish a new request; now and then it, or an old one of the session, once more."""
         async with session.publishing:
-            request = self._new_request(session)
-            await self._publish(request)
+            request = self.new_request(session)
+            await self.publish(request)
             if self._rng.random() < self._plan.duplicated:
                 again = self._rng.choice((request, self._rng.choice(session.requests)))
-                await self._publish(again)
+                await self.publish(again)
                 self._tally.counts["duplicate_publishes"] += 1
+
+    async def _move(self, session: Session) -> None:
+        async with session.publishing:
+            await self.moves.any(session)
 
     def _ready(self) -> Session | None:
         """A session by chance that may ask now; None if there is none, or too many wait already."""

@@ -81,6 +81,10 @@ class Plan:
     """How many of one session: those of a frozen worker's sessions must not be all that there is room for."""
     duplicated: float = 0.04
     """The share of publishes that are made twice."""
+    watched: float = 0.25
+    """The share of requests whose events are consumed."""
+    moves: float = 0.12
+    """The share of asking in which somebody cancels, interrupts, or does not want to wait."""
     longest_freeze: float = 20
     """Seconds; past 15, Postgres and RabbitMQ have given a worker up."""
 

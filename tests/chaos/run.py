@@ -6,20 +6,26 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from tests.chaos.checks import Violation, calls_of_thawed_workers, error_codes, violations
+from tests.chaos.case import Violation
+from tests.chaos.checks import calls_of_thawed_workers, error_codes, violations
+from tests.chaos.conversation import conversations
 from tests.chaos.evidence import Evidence
 from tests.chaos.faults import run_schedule
 from tests.chaos.ledger import gather
 from tests.chaos.plan import Fault, Plan
 from tests.chaos.scene import Scene, scene
+from tests.chaos.watched import watched
 from worker.sandbox import Sandbox
 
 _PROGRESS_SECONDS: Final = 10.0
 _STUCK_SECONDS: Final = 90.0
 """Without one reply more, while all is there and nothing breaks. What a frozen worker held is free after 15."""
+_BY_CHANCE: Final = frozenset({"watched_resumed"})
+"""What a short run may not meet with."""
 _POLL_SECONDS: Final = 0.1
 
 
@@ -35,8 +41,18 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether every promise was kept."""
-        return not any(self.found.values())
+        """Whether every promise was kept, and each was put to the test."""
+        return not any(self.found.values()) and not self.untried
+
+    @cached_property
+    def tried(self) -> dict[str, int]:
+        """How often what only some requests do has happened."""
+        return conversations(self.evidence) | watched(self.evidence)
+
+    @property
+    def untried(self) -> list[str]:
+        """What never happened: nothing can have been found of it."""
+        return [name for name, number in self.tried.items() if number == 0 and name not in _BY_CHANCE]
 
     def line(self) -> dict[str, Any]:
         """What is printed: the contract's keys, and then some."""
@@ -53,6 +69,7 @@ class Verdict:
             "calls_of_thawed_workers": calls_of_thawed_workers(self.evidence),
             "seed": self.plan.seed,
             "sessions": len(self.evidence.published),
+            "tried": self.tried,
             "errors": error_codes(self.evidence),
             "faults": {name: number for name, number in sorted(tally.items()) if name not in named},
         }

@@ -21,10 +21,11 @@ from tests.chaos.crew import Crew, Place
 from tests.chaos.lines import Line
 from tests.chaos.load import Load, Session
 from tests.chaos.plan import Plan
-from tests.chaos.producer import Consumer, Producer
+from tests.chaos.producer import Consumer, Producer, Watcher
 from tests.chaos.stub import ModelStub
 from tests.chaos.tally import Tally
 from tests.chaos.teams import URL_VARIABLE
+from tests.chaos.upsets import Upsets
 from tests.support.load import partition_of
 from tests.support.workers import environment_of
 from worker.broker import connected
@@ -54,6 +55,8 @@ class Scene:
     producer: Producer
     producer_line: Line
     load: Load
+    watcher: Watcher
+    upsets: Upsets
     tally: Tally
     say: Callable[[str], None]
     servers: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -109,15 +112,18 @@ async def scene(sandbox: Sandbox, plan: Plan, folder: Path, say: Callable[[str],
     )
     await _prepare(settings)
     async with AsyncExitStack() as stack:
+        upsets = Upsets()
         tally = Tally(folder / "events.log")
         stack.callback(tally.close)
         stub = await stack.enter_async_context(ModelStub(environment_of(settings)))
         line = await stack.enter_async_context(Line(sandbox.amqp_url))
         producer = Producer(line.url, settings.prefix)
         stack.push_async_callback(producer.close)
-        load = Load(plan, producer, tally)
+        load = Load(plan, producer, stub, tally)
         consumer = Consumer(sandbox.amqp_url, settings.prefix, load.heard)
         await stack.enter_async_context(consumer.listening())
+        watcher = Watcher(sandbox.amqp_url, settings.prefix, upsets)
+        await stack.enter_async_context(watcher.listening())
         environment = {
             "TEAMTURN_TEAMS": _TEAMS,
             "TEAMTURN_DRAIN_TIMEOUT": _DRAIN_SECONDS,
@@ -132,11 +138,14 @@ async def scene(sandbox: Sandbox, plan: Plan, folder: Path, say: Callable[[str],
                 folder=folder,
                 reaper=sandbox.site.reaper,
                 tally=tally,
+                upsets=upsets,
                 say=say,
             )
         )
         await crew.consuming()
-        yield Scene(plan, settings, sandbox.rabbitmq, sandbox.postgres, crew, stub, producer, line, load, tally, say)
+        await watcher.ready.wait()
+        servers = sandbox.rabbitmq, sandbox.postgres
+        yield Scene(plan, settings, *servers, crew, stub, producer, line, load, watcher, upsets, tally, say)
 
 
 async def _prepare(settings: Settings) -> None:

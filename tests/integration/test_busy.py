@@ -12,7 +12,15 @@ from tests.support.broker import TestBroker
 from tests.support.fleet import Gate, echo
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
+from worker.broker import connected
+from worker.intake.topology import Topology, apply
 from worker.settings import Settings
+
+
+async def _declared(settings: Settings) -> None:
+    """Have the queues before there is a worker."""
+    async with connected(settings.amqp_url, name="test") as amqp:
+        await apply(amqp.amqp, Topology(prefix=settings.prefix, partitions=settings.partitions))
 
 
 async def _held(broker: TestBroker, gate: Gate, *, user_id: str | None = "u1") -> str:
@@ -141,3 +149,35 @@ async def test_an_interrupted_session_goes_on_with_what_it_had(
         await broker.reply(last)
     data = json.loads(await database.fetchval("select session_data from ai.agno_sessions"))
     assert data["session_state"] == {"kept": 1}
+
+
+async def test_a_request_that_is_published_again_interrupts_what_came_before_it_and_nothing_since(
+    settings: Settings, broker: TestBroker
+) -> None:
+    gate = Gate()
+    await _declared(settings)
+    for run_id, on_busy in (("r1", "enqueue"), ("r2", "interrupt"), ("r3", "enqueue"), ("r2", "interrupt")):
+        await broker.ask("s1", team_id="gate", user_id="u1", on_busy=on_busy, run_id=run_id)
+    async with worker_of(settings, gate.executor):
+        first = await broker.reply("r1")
+        await eventually(lambda: "r2" in gate.started)
+        gate.open.set()
+        replies = [await broker.reply(run_id) for run_id in ("r2", "r3")]
+    assert first["status"] == "CANCELLED"
+    assert [reply["status"] for reply in replies] == ["COMPLETED", "COMPLETED"]
+
+
+async def test_a_request_that_is_published_again_is_not_refused_while_it_runs(
+    settings: Settings, broker: TestBroker
+) -> None:
+    gate = Gate()
+    await _declared(settings)
+    for run_id, on_busy in (("r1", "reject"), ("r2", "enqueue"), ("r1", "reject")):
+        await broker.ask("s1", team_id="gate", user_id="u1", on_busy=on_busy, run_id=run_id)
+    async with worker_of(settings, gate.executor):
+        await eventually(lambda: gate.started == ["r1"])
+        await broker.consume_results()
+        gate.open.set()
+        await eventually(lambda: len(broker.replies) == 3)
+    assert {json.loads(message.body)["status"] for message in broker.replies} == {"COMPLETED"}
+    assert len({message.body for message in broker.replies if message.message_id == "r1"}) == 1

@@ -17,7 +17,7 @@ from schemas.events import RUN_EVENT, RunEvent, event_key, key_part
 from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from tests.support.broker import TestBroker
-from tests.support.fleet import echo
+from tests.support.fleet import Gate, echo
 from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
@@ -27,6 +27,7 @@ from worker.executors.turn import Turn
 from worker.replies.events import LARGEST_EVENT_BYTES
 from worker.settings import Settings
 from worker.team.team import Team
+from worker.turns import starts
 
 
 class Watcher:
@@ -297,3 +298,110 @@ async def test_a_refused_request_has_its_end_told_unless_the_session_is_another_
     assert late.type == "run_finished"
     assert (late.attempt, late.number, late.reply.status) == (1, 1, "REJECTED")
     assert watcher.of("forbidden") == []
+
+
+class Writer:
+    """A model that writes two pieces of an answer, and the rest when it is let go on; as a member, it writes alike."""
+
+    def __init__(self) -> None:
+        self.written = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @property
+    def model(self) -> FunctionModel:
+        async def stream(_: list[ModelMessage], __: AgentInfo) -> AsyncIterator[str]:
+            yield "The capital "
+            yield "is "
+            self.written.set()
+            await self.go_on.wait()
+            yield "Paris."
+
+        return FunctionModel(stream_function=stream, model_name="told")
+
+
+async def test_a_cancelled_run_keeps_what_was_written_of_its_answer(settings: Settings, broker: TestBroker) -> None:
+    writer, watcher = Writer(), Watcher()
+    async with worker_of(settings, Team("capital", writer.model)):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="capital", stream=True)
+        await writer.written.wait()
+        said = {"type": "cancel", "run_id": run_id, "session_id": "s1"}
+        await broker.publish(said, exchange=f"{broker.prefix}.control", routing_key="")
+        reply = await broker.reply(run_id)
+        events = await watcher.finished(run_id)
+    assert (reply["status"], reply["content"]) == ("CANCELLED", "The capital is ")
+    assert "".join(_texts(events)) == reply["content"]
+
+
+async def test_a_cancelled_run_keeps_what_its_members_had_written(settings: Settings, broker: TestBroker) -> None:
+    writer = Writer()
+    clerk = Agent(writer.model, name="clerk", deps_type=Turn)
+    leader = _calls_first("delegate_task", '{"member_id": "clerk", "task": "serve"}', "never")
+    async with worker_of(settings, Team("shop", leader, members=[clerk])):
+        run_id = await broker.ask("s1", team_id="shop", stream=True)
+        await writer.written.wait()
+        said = {"type": "cancel", "run_id": run_id, "session_id": "s1"}
+        await broker.publish(said, exchange=f"{broker.prefix}.control", routing_key="")
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"]) == ("CANCELLED", None)
+    assert [(one["status"], one["content"]) for one in reply["member_responses"]] == [("CANCELLED", "The capital is ")]
+
+
+async def test_a_watched_run_goes_on_elsewhere_and_says_behind_which_step(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """What was recorded is not written again; the answer that was cut off is, as of another attempt."""
+    writer, watcher = Writer(), Watcher()
+    looked: list[str] = []
+
+    def look() -> str:
+        looked.append("tea")
+        return "tea"
+
+    async def stream(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[Any]:
+        if not isinstance(messages[-1].parts[-1], ToolReturnPart):
+            yield "Let me look. "
+            yield {1: DeltaToolCall(name="look", json_args="{}", tool_call_id="call-1")}
+            return
+        yield "It is "
+        writer.written.set()
+        await writer.go_on.wait()
+        yield "tea."
+
+    team = Team("shop", FunctionModel(stream_function=stream, model_name="told"), tools=[look])
+    async with worker_of(settings, team):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="shop", stream=True)
+        await writer.written.wait()
+    writer.go_on.set()
+    async with worker_of(settings, team):
+        events = await watcher.finished(run_id)
+    attempts = sorted({event.attempt for event in events})
+    assert len(attempts) == 2
+    first, second = ([event for event in events if event.attempt == attempt] for attempt in attempts)
+    assert _texts(first) == ["Let me look. ", "It is "]
+    assert _texts(second) == ["It is ", "tea."]
+    begun = second[0]
+    assert begun.type == "run_started"
+    assert (begun.resumed_behind, begun.number) == ("tool:look@call-1#1", 1)
+    assert looked == ["tea"]
+    for one in (first, second):
+        assert [event.number for event in one] == list(range(1, len(one) + 1))
+
+
+async def test_an_attempt_whose_worker_is_gone_at_once_has_its_number_and_the_next_one_another(
+    settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events are ordered by attempt and number: no two of a run may have the same ones."""
+    monkeypatch.setattr(starts, "_RECORD_AFTER_SECONDS", 3600.0)
+    watcher, gate = Watcher(), Gate()
+    async with worker_of(settings, gate.executor):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="gate", stream=True)
+        await eventually(lambda: len(watcher.events) == 1)
+    gate.open.set()
+    async with worker_of(settings, gate.executor):
+        events = await watcher.finished(run_id)
+    numbers = [(event.attempt, event.number) for event in events]
+    assert sorted(set(numbers)) == numbers
+    assert numbers[-1][0] == 2

@@ -15,7 +15,7 @@ from structlog.typing import EventDict
 from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.unit.examples import NOW, a_turn, executor_of
-from worker.errors import ModelFailed, TurnFailed, UsageLimitReached
+from worker.errors import ModelFailed, RunCancelled, TurnFailed, UsageLimitReached
 from worker.executors import attempt as attempt_module
 from worker.executors.attempt import Outcome, attempt
 from worker.executors.turn import Turn
@@ -334,3 +334,19 @@ async def test_a_step_that_is_not_json_ends_the_turn_as_an_invalid_result() -> N
         return await turn.step("odd", object)
 
     _assert_failed(await _outcome(steps), ErrorCode.INVALID_RESULT)
+
+
+async def test_a_run_that_was_cancelled_before_its_attempt_ends_at_once_and_is_not_begun_again() -> None:
+    begun: list[str] = []
+
+    async def goes_on(turn: Turn) -> str:
+        begun.append(turn.run_id)
+        await asyncio.Event().wait()
+        return "never"
+
+    turn = a_turn(session_state={"kept": 1})
+    turn.steps.journal.stop(RunCancelled("the run was cancelled"))
+    async with asyncio.timeout(5):
+        outcome = await _outcome(goes_on, turn=turn)
+    assert (outcome.status, outcome.session_state) == (RunStatus.CANCELLED, {"kept": 1})
+    assert begun == []

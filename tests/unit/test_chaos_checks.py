@@ -116,7 +116,10 @@ IN_WRONG_ORDER = [(run_id, BODIES[run_id]) for run_id in ("a/1", "a/3", "a/2", "
         ("lost", replace(GOOD, left={"requests.3": 2}), "?", "2 messages are left in requests.3"),
         (
             "lost",
-            with_reply("a/3", body("a/3", turn=None, code="conflict", status="REJECTED")),
+            replace(
+                with_reply("a/3", body("a/3", turn=None, code="conflict", status="REJECTED")),
+                stored={**GOOD.stored, "a": ["a/1", "a/2", "a/4"]},
+            ),
             "a",
             "refused: conflict",
         ),

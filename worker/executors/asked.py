@@ -1,10 +1,11 @@
-"""What a turn is asked where several requests have become one (`on_busy: coalesce`). Pure."""
+"""What a turn is asked where that is not what its request says by itself. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from schemas.requests import Input, RunRequest, TextPart
+from worker.executors.pauses import Origin
 
 
 def asked_together(first: RunRequest, joined: Sequence[RunRequest]) -> RunRequest:
@@ -28,6 +29,11 @@ def asked_together(first: RunRequest, joined: Sequence[RunRequest]) -> RunReques
         "fingerprint": first.fingerprint,
     }
     return first.model_copy(update=together)
+
+
+def asked_again(request: RunRequest, origin: Origin) -> RunRequest:
+    """Return what a request asks that goes on with a paused run: what that was asked."""
+    return request.model_copy(update={"input": origin.input, "fingerprint": request.fingerprint})
 
 
 def _inputs(given: Sequence[Input]) -> Input:

@@ -48,7 +48,9 @@ class Mailboxes:
         if box is not None:
             delivery.mailbox = box
             run_id = delivery.request.run_id
-            earlier = [one for one in box if one.request.run_id != run_id and not one.settled]
+            # One that is here already, published twice, has been judged by what it came behind the first time.
+            again = any(one.request.run_id == run_id for one in box)
+            earlier = [] if again else [one for one in box if not one.settled]
             box.append(delivery)
             if earlier:
                 self._busy(delivery, earlier)

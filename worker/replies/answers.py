@@ -61,6 +61,7 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
         status=outcome.status,
         content=outcome.content,
         member_responses=_responses(turn),
+        approvals=[] if outcome.pause is None else [one.approval for one in outcome.pause.pending],
         turn=number,
         attempt=turn.attempt,
         metrics=RunMetrics(
@@ -119,10 +120,12 @@ def shortened(reply: RunReply, *, largest_bytes: int, schema: str) -> RunReply:
         error = error.model_copy(update={"message": message})
     without_answer = reply.model_copy(update={"content": None, "error": error})
     named = [response.model_copy(update={"content": None}) for response in reply.member_responses]
+    asked = [approval.model_copy(update={"arguments": None, "metadata": None}) for approval in reply.approvals]
     shorter = (
         without_answer,
         without_answer.model_copy(update={"member_responses": named}),
         without_answer.model_copy(update={"member_responses": []}),
+        without_answer.model_copy(update={"member_responses": [], "approvals": asked}),
     )
     return next((one for one in shorter if len(body_of(one)) <= largest_bytes), shorter[-1])
 

@@ -16,8 +16,9 @@ from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
 from worker.executors.journal import StepRecord, StepState
+from worker.executors.pauses import Pause
 from worker.executors.turn import PastRun
-from worker.sessions.claim import Claim, Coalesced, Earlier, Receipt, SessionRow
+from worker.sessions.claim import Claim, Coalesced, Earlier, Pauses, Receipt, SessionRow
 from worker.sessions.database import worker_name
 from worker.sessions.lanes import Statement
 from worker.sessions.stored_runs import past_run
@@ -57,6 +58,10 @@ class ReceiptRow:
     reply: bytes
     others: tuple[ReceiptRow, ...] = ()
     """Those of the requests that joined it."""
+    pause: bytes | None = None
+    """Of a paused run: what it leaves to the one that goes on with it, as JSON."""
+    pause_seconds: float = 0.0
+    """How long it waits for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,7 @@ def _receipt_arguments(rows: Sequence[ReceiptRow]) -> Sequence[Any]:
 
 
 def _receipts_and_replies(rows: Sequence[ReceiptRow]) -> tuple[list[JsonObject], list[bytes]]:
-    """Return the receipts of some answers, and the replies that they name by position: the rows' own first."""
+    """Return the receipts of some answers, and the bytes that they name by position: the rows' own replies first."""
     receipts = [row.receipt | {"position": position} for position, row in enumerate(rows, start=1)]
     replies = [row.reply for row in rows]
     for row, receipt in zip(rows, receipts, strict=True):
@@ -193,6 +198,9 @@ def _receipts_and_replies(rows: Sequence[ReceiptRow]) -> tuple[list[JsonObject],
             numbered = enumerate(row.others, start=len(replies) + 1)
             receipt["others"] = [other.receipt | {"position": position} for position, other in numbered]
             replies += [other.reply for other in row.others]
+        if row.pause is not None:
+            replies.append(row.pause)
+            receipt["pause"] = {"position": len(replies), "seconds": row.pause_seconds}
     return receipts, replies
 
 
@@ -302,6 +310,56 @@ def _coalesced(rows: Sequence[CoalesceRow], records: Sequence[asyncpg.Record]) -
         )
         for position in range(len(rows))
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class PausesRow:
+    """A request that has to know of its session's paused runs."""
+
+    session_id: str
+    continues: str | None
+
+
+def _pauses(rows: Sequence[PausesRow], records: Sequence[asyncpg.Record]) -> Sequence[Pauses | Exception]:
+    found = {record["position"]: record for record in records}
+    return [_pauses_or_why_not(found[position]) for position in range(len(rows))]
+
+
+def _pauses_or_why_not(record: asyncpg.Record) -> Pauses | Exception:
+    text = record["pause"]
+    try:
+        pause = None if text is None else Pause.model_validate_json(text)
+    except ValueError as error:
+        return StatementRefused(f"the pause can't be read: {type(error).__name__}")
+    return Pauses(record["session_paused"], pause, record["expires_at"])
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueRow:
+    """A run that goes on with a paused one."""
+
+    run_id: str
+    session_id: str
+    fingerprint: bytes
+    continues: str
+
+
+def _continue_arguments(rows: Sequence[ContinueRow]) -> Sequence[Any]:
+    entries = [
+        {
+            "run_id": row.run_id,
+            "session_id": row.session_id,
+            "request": row.fingerprint.hex(),
+            "continues": row.continues,
+        }
+        for row in rows
+    ]
+    return [to_json(entries).decode()]
+
+
+def _continued(rows: Sequence[ContinueRow], records: Sequence[asyncpg.Record]) -> Sequence[Exception | None]:
+    found = {record["run_id"] for record in records}
+    return [None if row.run_id in found else ClaimOutdated("the paused run was dropped since") for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,6 +547,22 @@ COALESCE: Final = Statement[CoalesceRow, Coalesced](
     text=sql.COALESCE_RUNS,
     arguments=_coalesce_arguments,
     results=_coalesced,
+    droppable=True,
+)
+READ_PAUSES: Final = Statement[PausesRow, Pauses](
+    name="read_pauses",
+    text=sql.READ_PAUSES,
+    arguments=lambda rows: [
+        to_json([{"position": position} | asdict(row) for position, row in enumerate(rows)]).decode()
+    ],
+    results=_pauses,
+    droppable=True,
+)
+CONTINUE_RUN: Final = Statement[ContinueRow, None](
+    name="continue_run",
+    text=sql.CONTINUE_RUNS,
+    arguments=_continue_arguments,
+    results=_continued,
     droppable=True,
 )
 COUNT_ATTEMPT: Final = Statement[StartRow, int](

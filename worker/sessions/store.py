@@ -21,12 +21,13 @@ from worker.errors import (
     SessionDeleted,
     StoreUnavailable,
 )
-from worker.executors.asked import asked_together
+from worker.executors.asked import asked_again, asked_together
 from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
+from worker.executors.pauses import Origin, Pause
 from worker.executors.turn import JsonObject, Usage
 from worker.sessions import statements
-from worker.sessions.claim import Claim, Coalesced, Earlier
+from worker.sessions.claim import Claim, Coalesced, Earlier, Pauses
 from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.lock_table import LockBudget
 from worker.sessions.statements import (
@@ -36,6 +37,8 @@ from worker.sessions.statements import (
     CoalesceRow,
     CommitOutcome,
     CommitRow,
+    ContinueRow,
+    PausesRow,
     ReceiptRow,
     StartRow,
     StepsRow,
@@ -82,8 +85,20 @@ class ClaimedSession:
 
     @property
     def asked(self) -> RunRequest:
-        """What the turn is asked: the request's own, with those of the requests that joined it."""
-        return asked_together(self.request, self.claim.joined)
+        """What the turn is asked: the request's own, with those of the requests that joined it.
+
+        Of one that continues another run, what that was asked.
+        """
+        origin = self.origin
+        return asked_together(self.request, self.claim.joined) if origin is None else asked_again(self.request, origin)
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the turn began as, with what was decided since, if it goes on with a paused run."""
+        pauses = self.claim.pauses
+        if self.request.continues is None or pauses is None or pauses.pause is None:
+            return None
+        return pauses.pause.decided(self.request.decisions)
 
     def telling_of_loss(self, told: Callable[[], None]) -> AbstractContextManager[None]:
         """Have `told` called when the session's lock is lost during the block, or was before."""
@@ -106,6 +121,18 @@ class ClaimedSession:
         row = CoalesceRow(self.request, tuple(candidates))
         return await self._lane.submit(statements.COALESCE, row)
 
+    async def pauses(self) -> Pauses:
+        """Return what the request has to know of its session's paused runs."""
+        row = PausesRow(self.request.session_id, self.request.continues)
+        return await self._lane.submit(statements.READ_PAUSES, row)
+
+    async def continue_paused(self) -> None:
+        """Take over what the run has recorded that the request continues. Raises ClaimOutdated if that is gone."""
+        request = self.request
+        if request.continues is not None:
+            row = ContinueRow(request.run_id, request.session_id, request.fingerprint, request.continues)
+            await self._lane.submit(statements.CONTINUE_RUN, row)
+
     async def whole_runs(self, run_ids: Sequence[str]) -> tuple[JsonObject, ...]:
         """Return runs of the session as they are stored, each after its members' runs; see Turn.whole_history."""
         row = WholeRunsRow(self.request.session_id, tuple(run_ids))
@@ -125,12 +152,20 @@ class ClaimedSession:
         await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
     async def commit(
-        self, reply: RunReply, body: bytes, turn: FinishedTurn, *, others: Sequence[Answer] = (), size_bytes: int = 0
+        self,
+        reply: RunReply,
+        body: bytes,
+        turn: FinishedTurn,
+        *,
+        others: Sequence[Answer] = (),
+        pause: tuple[Pause, float] | None = None,
+        size_bytes: int = 0,
     ) -> None:
         """Store the turn in one transaction: session row, runs, receipt with the body that is sent.
 
         `others` are the answers to the requests that joined it; `size_bytes` is how large it is, where the body does
-        not have all of it.
+        not have all of it. A paused run leaves its `pause`, and waits for so many seconds to be continued.
+
         Raises SessionDeleted (nothing is stored, and nothing resurrected), ClaimOutdated (somebody else wrote the
         session or took the run_id: claim again), StatementRefused (what the turn left can't be stored), and
         LaneLost, after which only a new claim can tell whether it was stored.
@@ -140,7 +175,7 @@ class ClaimedSession:
             session=self._session(reply, turn),
             turn_seq=None if session is None else session.turn_seq,
             runs=self._runs(reply, turn),
-            answer=self._answer(reply, body, others),
+            answer=self._answer(reply, body, others, pause),
             size_bytes=max(size_bytes, len(body)) + sum(len(other.body) for other in others),
         )
         outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
@@ -179,9 +214,13 @@ class ClaimedSession:
         own = run_data(request, reply, turn, answers=[joined.run_id for joined in self.claim.joined])
         return [*members, {"type": request.target.type.value, "data": own}]
 
-    def _answer(self, reply: RunReply, body: bytes, others: Sequence[Answer]) -> ReceiptRow:
+    def _answer(
+        self, reply: RunReply, body: bytes, others: Sequence[Answer], pause: tuple[Pause, float] | None = None
+    ) -> ReceiptRow:
         joined = tuple(ReceiptRow(_receipt(other.request, other.reply), other.body) for other in others)
-        return ReceiptRow(_receipt(self.request, reply), body, joined)
+        left, seconds = pause or (None, 0.0)
+        text = None if left is None else left.model_dump_json().encode()
+        return ReceiptRow(_receipt(self.request, reply), body, joined, text, seconds)
 
 
 class SessionStore:
@@ -301,6 +340,8 @@ def _receipt(request: RunRequest, reply: RunReply) -> dict[str, Any]:
         "fingerprint": request.fingerprint.hex(),
         "status": reply.status.value,
     }
+    if request.continues is not None:
+        receipt["continues"] = request.continues
     if request.on_busy is OnBusy.COALESCE:
         receipt["others"] = []  # whoever joined it does so no longer
     return receipt

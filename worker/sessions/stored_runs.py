@@ -1,6 +1,7 @@
 """Runs and sessions in the layout that Agno 3 reads and writes. Pure: values in, JSON objects out.
 
-The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`, `answers`) it ignores.
+The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`, `answers`, `continues`, `decisions`,
+`approvals`) it ignores.
 """
 
 from __future__ import annotations
@@ -103,6 +104,11 @@ def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn, *, answer
         stored["member_responses"] = []
     if answers:
         stored["answers"] = list(answers)
+    if request.continues is not None:
+        stored["continues"] = request.continues
+        stored["decisions"] = [decision.model_dump(mode="json") for decision in request.decisions]
+    if reply.approvals:
+        stored["approvals"] = [approval.model_dump(mode="json") for approval in reply.approvals]
     if request.metadata:
         stored["metadata"] = request.metadata
     if reply.error is not None:

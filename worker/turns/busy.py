@@ -29,6 +29,7 @@ from worker.replies.in_order import RepliesInOrder
 from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 from worker.turns.ending import Ending
+from worker.turns.pausing import with_pauses
 from worker.turns.telling import PublishEvent, tell_answer
 
 _log = structlog.get_logger()
@@ -80,11 +81,13 @@ class BusySessions:
 
     async def _judge(self, received: RequestDelivery, earlier: Sequence[RequestDelivery]) -> None:
         request = received.request
-        async with self._sessions.claimed(request, 0) as claimed:
+        executor = self._executors.get(request.target)
+        async with self._sessions.claimed(request, 0) as bare:
+            claimed = await with_pauses(bare, executor)
             decision = decide(
                 request,
                 claimed.claim,
-                target_known=request.target in self._executors,
+                target_known=executor is not None,
                 forbidden_property=received.delivery.forbidden_property(),
                 busy=True,
             )

@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 async def coalesced(claimed: ClaimedSession, run: Run, received: RequestDelivery) -> ClaimedSession:
     """Return a claim with those that have joined its turn, before now or now. Raises as ClaimedSession.coalesce."""
     request, claim = claimed.request, claimed.claim
-    if request.on_busy is not OnBusy.COALESCE:
+    if request.on_busy is not OnBusy.COALESCE or request.continues is not None:
         return claimed
     admitted = bool(claim.attempts or received.attempts)
     candidates = [] if admitted else list(_candidates(received, claim))
@@ -75,7 +75,8 @@ def _candidates(received: RequestDelivery, claim: Claim) -> Iterator[RunRequest]
 
 
 def _alike(first: RunRequest, other: RunRequest) -> bool:
-    return other.on_busy is OnBusy.COALESCE and _asks_of(first) == _asks_of(other)
+    joins = other.on_busy is OnBusy.COALESCE and other.continues is None
+    return joins and _asks_of(first) == _asks_of(other)
 
 
 def _asks_of(request: RunRequest) -> tuple[object, ...]:

@@ -12,6 +12,7 @@ from schemas.replies import RunReply, RunStatus
 from worker.decide import Refuse
 from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
+from worker.executors.pauses import PauseRules
 from worker.executors.turn import Executor, Turn, TurnContext
 from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
 from worker.sessions.store import Answer, ClaimedSession
@@ -64,7 +65,7 @@ class Ending:
         except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
             _log.error("result_refused", reason=str(error), exc_info=error)
-            turn = new_turn(request, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
+            turn = new_turn(claimed.asked, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
             unstorable = failed(InvalidResult("the result can't be stored"))
             reply = finished(request, turn, unstorable, number=None, timing=timing)
             body = body_of(reply)
@@ -101,7 +102,14 @@ class Ending:
         )
         sent = self._to_send(reply)
         try:
-            await claimed.commit(reply, body_of(sent), left, others=self._others(claimed, sent), size_bytes=len(body))
+            await claimed.commit(
+                reply,
+                body_of(sent),
+                left,
+                others=self._others(claimed, sent),
+                pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
+                size_bytes=len(body),
+            )
         except SessionDeleted as error:
             sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
             await claimed.keep_answer(sent, body_of(sent), self._others(claimed, sent))

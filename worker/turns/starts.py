@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Final
@@ -16,8 +17,9 @@ from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
 from worker.executors.events import Events
-from worker.executors.journal import ENDED, Journal, StepRecord
-from worker.executors.turn import Executor, Turn, TurnContext
+from worker.executors.journal import ENDED, GIVEN_BACK_ATTEMPT, Journal, StepRecord
+from worker.executors.pauses import Origin, Used
+from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -37,10 +39,12 @@ async def begun_turn(
     """Begin an attempt, and return its turn, whose events are told if its request asks for that.
 
     Where there may have been one before it, it is recorded before anything else; what that one recorded is replayed.
+    So is one that is watched: no later attempt may have its number, by which its events are told from others'.
     """
     request, claim = claimed.request, claimed.claim
     earlier = Earlier(attempt=1)
-    if claim.attempts or received.attempts or received.delivery.redelivered:
+    await claimed.continue_paused()
+    if begins_recorded(claimed, received):
         earlier = await claimed.begin_attempt(outlived=received.outlived)
         received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
@@ -57,7 +61,8 @@ async def begun_turn(
         recorded=earlier.steps,
         context=given.as_json,
     )
-    turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept, joined=claim.joined)
+    origin = None if claimed.origin is None else _with_given_back(claimed.origin, earlier)
+    turn = new_turn(claimed.asked, claim.session, given, attempt=received.attempts, journal=kept, origin=origin)
     turn.events = _events_of(request, publish, turn.attempt)
     tell_joined(publish, claim.joined, answered_by=request.run_id, attempt=turn.attempt)
     kept.changed = lambda change: turn.events.tell("state_changed", changed=change.values, removed=change.removed)
@@ -67,6 +72,13 @@ async def begun_turn(
     return turn
 
 
+def begins_recorded(claimed: ClaimedSession, received: RequestDelivery) -> bool:
+    """Whether an attempt's start is recorded before anything else of it; else it is beside its execution."""
+    request = claimed.request
+    begun_before = claimed.claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered
+    return begun_before or request.stream or request.continues is not None
+
+
 def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Events:
     return Events(partial(publish, request) if request.stream else None, run_id=request.run_id, attempt=attempt)
 
@@ -74,6 +86,24 @@ def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Even
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
     """Return the steps that earlier attempts have recorded the end of."""
     return [step for step in earlier.steps if step.state in ENDED]
+
+
+def used_by(steps: Sequence[StepRecord]) -> Usage:
+    """Return what some steps have used, as far as their records say."""
+    return Usage(
+        input_tokens=sum(step.input_tokens for step in steps),
+        output_tokens=sum(step.output_tokens for step in steps),
+        model_requests=sum("model.request#" in step.key for step in steps),
+        tool_calls=sum("tool:" in step.key for step in steps),
+    )
+
+
+def _with_given_back(origin: Origin, earlier: Earlier) -> Origin:
+    """Return an origin with what a run used that went on with it before, and failed: its reply has told of that."""
+    steps = finished_steps(earlier)
+    failed = used_by([step for step in steps if step.attempt == GIVEN_BACK_ATTEMPT])
+    used = {name: count + getattr(origin.used, name) for name, count in asdict(failed).items()}
+    return origin.model_copy(update={"used": Used(**used)})
 
 
 def _given(claim: Claim, earlier: Earlier) -> TurnContext:
