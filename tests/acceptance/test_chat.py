@@ -270,6 +270,35 @@ async def test_a_text_that_begins_with_a_slash_is_written_with_two(talking: Term
     assert await talking.answer_to("//etc/hosts") == ["You said /etc/hosts."]
 
 
+async def test_calls_that_need_approval_are_asked_for_and_the_answer_follows(
+    stage: Stage, tmp_path: Path, session: str
+) -> None:
+    async with chat(stage, tmp_path, "--team", "till", "--session", session) as terminal:
+        await terminal.say("pay them")
+        await terminal.has_row('It asks to call pay({"whom":"ann"}).')
+        await terminal.prompted("y/n")
+        assert 'It asks to call pay({"whom":"bob"}).' not in terminal.rows, "one after the other"
+        terminal.type(f"maybe{ENTER}")
+        await terminal.has("· y or yes: it is called;")
+        terminal.type(f"y{ENTER}")
+        await terminal.has_row('It asks to call pay({"whom":"bob"}).')
+        terminal.type(f"no, not him{ENTER}")
+        await terminal.has_row("paid ann and not him")
+        await terminal.prompted()
+    assert [run["status"] for run in await stage.runs(session)] == ["PAUSED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("told", ["/cancel" + ENTER, CTRL_C], ids=["cancel", "ctrl-c"])
+async def test_a_question_can_be_left_open(stage: Stage, tmp_path: Path, session: str, told: str) -> None:
+    async with chat(stage, tmp_path, "--team", "till", "--session", session) as terminal:
+        await terminal.say("pay them")
+        await terminal.prompted("y/n")
+        terminal.type(told)
+        await terminal.has("· nothing is decided")
+        await terminal.prompted()
+    assert [run["status"] for run in await stage.runs(session)] == ["PAUSED"]
+
+
 async def test_it_goes_on_when_rabbitmq_was_away_during_an_answer(
     stage: Stage, tmp_path: Path, session: str, gate: str
 ) -> None:
@@ -341,6 +370,15 @@ async def test_the_exit_code_says_that_a_turn_failed_and_the_lines_after_it_are_
     code, out, err = await piped(stage, tmp_path, "fail\nget well\n", "--team", "broken")
     assert (code, out) == (FAILED, "well\n")
     assert "(executor_failed)" in err
+
+
+async def test_a_paused_run_is_no_completed_one_in_a_pipe_and_takes_no_line_for_a_decision(
+    stage: Stage, tmp_path: Path
+) -> None:
+    code, out, err = await piped(stage, tmp_path, "pay them\n/cancel\n", "--team", "till")
+    assert (code, out) == (FAILED, "")
+    assert 'It asks to call pay({"whom":"bob"}).' in err
+    assert "nothing is being answered" in err
 
 
 async def test_commands_work_in_a_pipe_after_the_turns_before_them(stage: Stage, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
-from schemas.replies import RunReply, RunStatus
-from schemas.requests import RunRequest
+from schemas.replies import Approval, RunReply, RunStatus
+from schemas.requests import Decision, RunRequest
+from worker.cli.chat.approvals import continuing, decision_on, question_of
 from worker.cli.chat.narration import Narration
 from worker.cli.chat.screens import Screen, Style
 from worker.cli.chat.stored import StoredHere
@@ -20,7 +21,7 @@ from worker.errors import ClientError, ClientTimedOut
 _HELP: Final = """\
 /state    the session's state, as it is stored
 /history  its last turns
-/cancel   stop the answer that is being written
+/cancel   stop the answer that is being written, or leave a question open
 /quit     leave; a request that is sent goes on without you
 /help     this list
 What begins with // is sent with one slash. Enter sends, Alt-Enter begins a line.
@@ -67,6 +68,8 @@ class Talk:
         self._timeout_seconds = timeout_seconds
         self._said: asyncio.Queue[str] = asyncio.Queue()
         self._asked: _Asked | None = None
+        self._answered: asyncio.Future[str | None] | None = None
+        """What is said to a question that is open; None: it is left open."""
         self._leaving = asyncio.Event()
         self._errands: set[asyncio.Task[None]] = set()
         self._failed: BaseException | None = None
@@ -101,8 +104,10 @@ class Talk:
             task.result()
 
     def interrupt(self) -> None:
-        """Do what Ctrl-C means: cancel what is being answered, or leave where there is nothing to cancel (any more)."""
-        if self._asked is not None and not self._asked.is_unwanted:
+        """Do what Ctrl-C means: leave a question open, cancel what is being answered, or else leave."""
+        if self._answered is not None:
+            self._say_to_question(None)
+        elif self._asked is not None and not self._asked.is_unwanted:
             self.was_interrupted = self._one_by_one
             self._cancel(self._asked)
         else:
@@ -125,6 +130,9 @@ class Talk:
                 if self._one_by_one:
                     await obeying
                 continue
+            if self._answered is not None:
+                self._say_to_question(text)
+                continue
             if self._asked is not None and not self._one_by_one:
                 self._screen.aside("· waits for its turn")
             self._said.put_nowait(text.removeprefix("/") if text.startswith("//") else text)
@@ -132,6 +140,10 @@ class Talk:
                 await self._said.join()
             if self.was_interrupted:
                 return
+
+    def _say_to_question(self, said: str | None) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(said)
 
     def _run_errand(self, errand: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Have something done beside the reading, so that the prompt stays."""
@@ -152,6 +164,8 @@ class Talk:
                 self._screen.page(await self._stored.state())
             case "/history":
                 self._screen.page(await self._stored.history(columns=self._screen.columns))
+            case "/cancel" if self._answered is not None:
+                self._say_to_question(None)
             case "/cancel" if self._asked is not None:
                 self._cancel(self._asked)
             case "/cancel":
@@ -177,12 +191,44 @@ class Talk:
                 self._said.task_done()
 
     async def _answer(self, text: str) -> None:
-        self._asked = asked = _Asked(self._request(text))
-        reply = await self._reply_to(asked)
-        self._asked = None
-        # Here a PAUSED reply's questions will be asked, and their answers sent on.
+        asked: _Asked | None = _Asked(self._request(text))
+        reply = None
+        while asked is not None:
+            self._asked = asked
+            reply = await self._reply_to(asked)
+            self._asked = None
+            asked = await self._goes_on(asked, reply)
         if reply is None or reply.status is not RunStatus.COMPLETED:
             self.all_completed = False
+
+    async def _goes_on(self, asked: _Asked, reply: RunReply | None) -> _Asked | None:
+        """Return what goes on with a paused run, once somebody has decided; None for any other, or if nobody does."""
+        if reply is None or reply.status is not RunStatus.PAUSED:
+            return None
+        decisions = []
+        for approval in reply.approvals:
+            self._screen.aside(question_of(approval), style=Style.BOLD)
+            if self._one_by_one:
+                continue  # the next line is the next turn's
+            decision = await self._decision_on(approval)
+            if decision is None:
+                self._screen.aside("· nothing is decided: the run stays paused, until it expires")
+                return None
+            decisions.append(decision)
+        return _Asked(continuing(asked.request, reply, decisions)) if decisions else None
+
+    async def _decision_on(self, approval: Approval) -> Decision | None:
+        """Wait for a decision; return None if it is left open."""
+        self._go_on("y/n")
+        while True:
+            self._answered = asyncio.get_running_loop().create_future()
+            try:
+                said = await self._answered
+            finally:
+                self._answered = None
+            if said is None or (decision := decision_on(approval, said)) is not None:
+                return None if said is None else decision
+            self._screen.aside("· y or yes: it is called; n or no, and maybe why: it is not; /cancel: left open")
 
     async def _reply_to(self, asked: _Asked) -> RunReply | None:
         """Show a run until its reply, and return that; None if there is none."""
