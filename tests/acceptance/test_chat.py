@@ -227,6 +227,12 @@ async def test_alt_enter_begins_a_line_of_the_same_message(stage: Stage, talking
     assert "one\ntwo" in [run["input"]["input_content"] for run in await stage.runs(SHARED)]
 
 
+async def test_bytes_that_are_no_text_do_not_end_the_chat(talking: Terminal) -> None:
+    await talking.prompted()
+    talking.type(b"caf\xe9\r")
+    await talking.has_row("You said caf?.")
+
+
 async def test_state_and_history_are_what_is_stored(stage: Stage, tmp_path: Path, session: str) -> None:
     async with chat(stage, tmp_path, "--team", "shop", "--session", session) as terminal:
         assert await terminal.answer_to("/state") == ["Nothing is stored of this session yet."]

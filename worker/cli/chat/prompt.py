@@ -150,6 +150,8 @@ async def typed(screen: TerminalScreen, *, interrupted: Callable[[], None]) -> A
             text = await session.prompt_async(handle_sigint=False)
         except EOFError:
             return
+        # Bytes that are not UTF-8, of a terminal that is set to something else, come as lone surrogates.
+        text = text.encode(errors="replace").decode()
         if text.strip():
             screen.echo(text)
             yield text
