@@ -214,9 +214,11 @@ async def test_what_is_typed_while_an_answer_is_written_is_sent_after_it(
     await talking.say(f"hold {gate}")
     await talking.prompted("answering")
     talking.type(f"and then {gate}{ENTER}")
-    await talking.has_row("· waits for its turn")
+    await talking.has_row(f"· waits for its turn: and then {gate}")
     stage.gates.open(gate)
     await talking.has_row(f"You said and then {gate}.")
+    rows = talking.rows
+    assert rows[rows.index(f"You said and then {gate}.") - 1] == f"> and then {gate}", "a question above its answer"
 
 
 async def test_alt_enter_begins_a_line_of_the_same_message(stage: Stage, talking: Terminal) -> None:
@@ -273,7 +275,8 @@ async def test_cancel_says_so_where_there_is_nothing_to_cancel(talking: Terminal
 
 
 async def test_a_text_that_begins_with_a_slash_is_written_with_two(talking: Terminal) -> None:
-    assert await talking.answer_to("//etc/hosts") == ["You said /etc/hosts."]
+    await talking.say("//etc/hosts")
+    await talking.has_row("You said /etc/hosts.")
 
 
 async def test_calls_that_need_approval_are_asked_for_and_the_answer_follows(

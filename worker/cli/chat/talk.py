@@ -14,7 +14,7 @@ from worker.cli.chat.approvals import continuing, decision_on, question_of
 from worker.cli.chat.narration import Narration
 from worker.cli.chat.screens import Screen, Style
 from worker.cli.chat.stored import StoredHere
-from worker.cli.terminal import one_line
+from worker.cli.terminal import cut, one_line
 from worker.client import RunClient
 from worker.errors import ClientError, ClientTimedOut
 
@@ -24,7 +24,7 @@ _HELP: Final = """\
 /cancel   stop the answer that is being written, or leave a question open
 /quit     leave; a request that is sent goes on without you
 /help     this list
-What begins with // is sent with one slash. Enter sends, Alt-Enter begins a line.
+Enter sends, Alt-Enter begins a line; // begins a text with a slash.
 Ctrl-C stops an answer, and leaves where there is none; Ctrl-D leaves."""
 
 _LOOK_SECONDS: Final = 0.2
@@ -126,15 +126,17 @@ class Talk:
     async def _take(self, lines: AsyncIterator[str]) -> None:
         async for text in lines:
             if text.startswith("/") and not text.startswith("//"):
+                self._screen.echo(text)
                 obeying = self._run_errand(self._obey(text.strip()))
                 if self._one_by_one:
                     await obeying
                 continue
             if self._answered is not None:
+                self._screen.echo(text)
                 self._say_to_question(text)
                 continue
             if self._asked is not None and not self._one_by_one:
-                self._screen.aside("· waits for its turn")
+                self._screen.aside(cut(f"· waits for its turn: {one_line(text)}", self._screen.columns))
             self._said.put_nowait(text.removeprefix("/") if text.startswith("//") else text)
             if self._one_by_one:
                 await self._said.join()
@@ -191,6 +193,7 @@ class Talk:
                 self._said.task_done()
 
     async def _answer(self, text: str) -> None:
+        self._screen.echo(text)  # and not before: a question stands above its answer
         asked: _Asked | None = _Asked(self._request(text))
         reply = None
         while asked is not None:
