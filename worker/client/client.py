@@ -190,6 +190,11 @@ class RunClient:
         async with self._within(timeout_seconds, f"the cancellation of run {run_id!r} was not published"):
             await self._confirmed(message, self._names.control, "")
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps it from RabbitMQ now, as a sentence without its end; None: nothing that it knows of."""
+        return self._reconnector.trouble
+
     # Requests that are unanswered.
 
     @asynccontextmanager
