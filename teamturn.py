@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from schemas.requests import RunRequest
     from worker.agno.executor import AgnoExecutor
     from worker.client import RunClient
+    from worker.errors import (
+        BrokerUnavailable,
+        ClientClosed,
+        ClientError,
+        ClientTimedOut,
+        NoRoute,
+        PublishNacked,
+        ReplyUnreadable,
+        RequestTooLarge,
+        StartupError,
+        UnknownRun,
+    )
     from worker.executors.function import executor
     from worker.executors.turn import Turn
     from worker.team.single_agent import SingleAgent
@@ -28,28 +40,48 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgnoExecutor",
+    "BrokerUnavailable",
+    "ClientClosed",
+    "ClientError",
+    "ClientTimedOut",
+    "NoRoute",
+    "PublishNacked",
+    "ReplyUnreadable",
+    "RequestTooLarge",
     "RunClient",
     "RunReply",
     "RunRequest",
     "SessionSummary",
     "SingleAgent",
+    "StartupError",
     "Step",
     "Team",
     "Turn",
+    "UnknownRun",
     "Workflow",
     "executor",
 ]
 
 _HOMES = {
     "AgnoExecutor": "worker.agno.executor",
+    "BrokerUnavailable": "worker.errors",
+    "ClientClosed": "worker.errors",
+    "ClientError": "worker.errors",
+    "ClientTimedOut": "worker.errors",
+    "NoRoute": "worker.errors",
+    "PublishNacked": "worker.errors",
+    "ReplyUnreadable": "worker.errors",
+    "RequestTooLarge": "worker.errors",
     "RunClient": "worker.client",
     "RunReply": "schemas.replies",
     "RunRequest": "schemas.requests",
     "SessionSummary": "worker.team.summary",
     "SingleAgent": "worker.team.single_agent",
+    "StartupError": "worker.errors",
     "Step": "worker.team.workflow",
     "Team": "worker.team.team",
     "Turn": "worker.executors.turn",
+    "UnknownRun": "worker.errors",
     "Workflow": "worker.team.workflow",
     "executor": "worker.executors.function",
 }

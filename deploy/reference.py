@@ -1,8 +1,11 @@
-"""Write REFERENCE.md: every parameter, field, method and code that users meet, from the code itself; and the recipes.
+"""Write REFERENCE.md and schemas/json from the code itself.
+
+The reference has every parameter, field, method and code that users meet, and the recipes; in schemas/json is the JSON
+Schema of each message.
 
     .venv/bin/python deploy/reference.py [--check]
 
-With --check nothing is written: exit code 1 says that the file is not what would be written now.
+With --check nothing is written: exit code 1 says that a file is not what would be written now.
 """
 
 # ruff: noqa: INP001 - a program beside the packages, not one of them
@@ -28,18 +31,29 @@ from pydantic_core import PydanticUndefined
 from typing_extensions import override
 
 from schemas.errors import ErrorCode
+from schemas.json_schema import json_schemas
 from schemas.replies import MemberResponse, RunError, RunMetrics
 from schemas.requests import BinaryPart, TextPart
 from teamturn import (
     AgnoExecutor,
+    BrokerUnavailable,
+    ClientClosed,
+    ClientError,
+    ClientTimedOut,
+    NoRoute,
+    PublishNacked,
+    ReplyUnreadable,
+    RequestTooLarge,
     RunClient,
     RunReply,
     RunRequest,
     SessionSummary,
     SingleAgent,
+    StartupError,
     Step,
     Team,
     Turn,
+    UnknownRun,
     Workflow,
     executor,
 )
@@ -47,6 +61,7 @@ from worker.executors.turn import MemberRun, PastRun, StepResult, Usage
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "REFERENCE.md"
+SCHEMAS = ROOT / "schemas" / "json"
 RECIPES = ROOT / "deploy" / "examples" / "recipes.py"
 RUN_THIS = ".venv/bin/python deploy/reference.py"
 
@@ -57,11 +72,18 @@ GIVEN: Final[tuple[type, ...]] = (Turn, PastRun, MemberRun, StepResult, Usage)
 """What an executor is given: shown with its fields."""
 SENT: Final[tuple[type, ...]] = (RunRequest, TextPart, BinaryPart, RunReply, MemberResponse, RunMetrics, RunError)
 """What crosses the broker: shown with its fields."""
+RAISED: Final[tuple[type[Exception], ...]] = (
+    *(ClientError, ClientTimedOut, NoRoute, PublishNacked, RequestTooLarge, ClientClosed, UnknownRun, ReplyUnreadable),
+    *(BrokerUnavailable, StartupError),
+)
+"""What RunClient raises."""
 SHOWN: Final[tuple[Shown, ...]] = (*MADE, *GIVEN, *SENT)
 WITH_METHODS: Final = (RunClient, Turn)
 
 AS_FOR_A_TEAM: Final = "As for a Team"
 LONGEST_DEFAULT: Final = 48
+EXAMPLE: Final = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+"""Code in a docstring: lines that are indented."""
 
 INTRODUCTION: Final = """\
 # Reference
@@ -149,13 +171,15 @@ def reference() -> str:
     """Return all of REFERENCE.md."""
     sections = [
         *map(_section, SHOWN),
+        _errors(),
         _error_codes(),
         _types(),
         _from_agno(),
         _recipes(RECIPES.read_text(encoding="utf-8")),
     ]
     contents = ", ".join(f"[{name}](#{name.lower().replace(' ', '-')})" for name in map(_heading_of, sections))
-    return "\n\n".join([INTRODUCTION + "\n" + textwrap.fill(f"Contents: {contents}.", 120), *sections]) + "\n"
+    contents = textwrap.fill(f"Contents: {contents}.", 120, break_on_hyphens=False)
+    return "\n\n".join([INTRODUCTION + "\n" + contents, *sections]) + "\n"
 
 
 def rows_of(shown: Shown) -> list[Row]:
@@ -169,6 +193,7 @@ def _section(shown: Shown) -> str:
     parts = [f"## {shown.__name__}", _docstring(shown)[0], _table((first, "type", "default", "meaning"), rows)]
     if shown in WITH_METHODS:
         parts.append(_table(("method", "meaning"), _methods(shown)))
+        parts += [_code("\n\n".join(examples))] if (examples := list(_examples(shown))) else []
     return "\n\n".join(parts)
 
 
@@ -236,7 +261,14 @@ def _methods(shown: Shown) -> Iterator[tuple[str, str]]:
             given = list(signature.parameters.values())[1:]
             shape = str(signature.replace(parameters=given)).replace("'", "")
             is_async = "await " if inspect.iscoroutinefunction(found) else ""
-            yield f"`{is_async}{name}{shape}`", _line(_docstring(found)[0])
+            yield f"`{is_async}{name}{shape}`", _line(EXAMPLE.sub("", _docstring(found)[0]))
+
+
+def _examples(shown: Shown) -> Iterator[str]:
+    """Yield the examples of a class's methods, each as it is to be copied."""
+    for found in vars(shown).values():
+        if isinstance(found, FunctionType):
+            yield from (textwrap.dedent(code).strip("\n") for code in EXAMPLE.findall(_docstring(found)[0]))
 
 
 @cache
@@ -365,6 +397,13 @@ def _default(value: object, factory: Callable[..., Any] | None = None) -> str:
 # The other sections.
 
 
+def _errors() -> str:
+    """Return what RunClient raises."""
+    told = "Each is a `ClientError`, but the last two: those are raised only where its block is entered."
+    rows = [(f"`{one.__name__}`", _line(_docstring(one)[0])) for one in RAISED]
+    return "\n\n".join(["## What RunClient raises", told, _table(("class", "when"), rows)])
+
+
 def _error_codes() -> str:
     """Return the codes under the comments that sort them."""
     lines = inspect.getsource(ErrorCode).splitlines()
@@ -445,14 +484,28 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
-    """Write the file, or say that it is out of date."""
-    parser = argparse.ArgumentParser(description="Write REFERENCE.md from the code.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is out of date")
-    written = reference()
-    if not parser.parse_args().check:
-        REFERENCE.write_text(written, encoding="utf-8")
-    elif not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != written:
-        sys.exit(f"{REFERENCE.name} is out of date: run {RUN_THIS}")
+    """Write the files, or say which are out of date."""
+    parser = argparse.ArgumentParser(description="Write REFERENCE.md and schemas/json from the code.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is out of date")
+    checking = parser.parse_args().check
+    outdated = {path: text for path, text in _written().items() if _text_of(path) != text}
+    if checking and outdated:
+        sys.exit(f"{', '.join(path.name for path in outdated)} is out of date: run {RUN_THIS}")
+    for path, text in outdated.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _written() -> dict[Path, str]:
+    schemas = {
+        SCHEMAS / f"{name}.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in json_schemas().items()
+    }
+    return {REFERENCE: reference()} | schemas
+
+
+def _text_of(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 if __name__ == "__main__":

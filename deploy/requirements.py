@@ -24,7 +24,7 @@ FILES = {
     ),
     "requirements.txt": (
         "What deploy/demo installs: as requirements-dev.txt, in the same versions, without the tools.",
-        ("pyproject.toml", "-", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
+        ("pyproject.toml", "-", "--group", "web", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
         ("editables", "hatchling"),
     ),
     "requirements-bench.txt": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
 from schemas.ids import SessionType
 
@@ -59,3 +59,27 @@ class DeadLetterDone(BaseModel):
     """How, or why not."""
     dry_run: bool
     """Nothing was done; this is what would be."""
+
+
+class DeadLetterHeaders(BaseModel):
+    """The headers that a worker adds to what it puts into the dead-letter queue, beside those that it came with.
+
+    What RabbitMQ itself buried has its `x-death` instead.
+    """
+
+    code: str = Field(alias="x-teamturn-code")
+    """Why: an error code."""
+    reason: str = Field(alias="x-teamturn-reason")
+    """The same as a sentence."""
+    queue: str = Field(alias="x-teamturn-queue")
+    """The queue that it was in."""
+    time: datetime = Field(alias="x-teamturn-time")
+    """When it was buried: RFC 3339."""
+    attempts: int | None = Field(None, alias="x-teamturn-attempts")
+    """How often it was started, where that is why it is here."""
+    steps: int | None = Field(None, alias="x-teamturn-steps")
+    """How many steps these recorded."""
+    tokens: int | None = Field(None, alias="x-teamturn-tokens")
+    """How many tokens these used."""
+    without_message_id: str | None = Field(None, alias="x-teamturn-without-message-id")
+    """Set where it came without a message_id: the one that it has was made up for it."""

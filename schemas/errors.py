@@ -40,6 +40,15 @@ class ErrorCode(StrEnum):
     """An earlier request of the session was unfinished, and this one asked not to wait: `on_busy` is `reject`."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """The request's deadline passed: before the start (REJECTED) or while the turn ran (ERROR)."""
+    SESSION_PAUSED = "session_paused"
+    """A run of the session waits for a human's decision, and its team takes no other request meanwhile."""
+    RUN_NOT_PAUSED = "run_not_paused"
+    """The session has no paused run of the id that the request `continues`: there never was one, it was continued, or
+    it expired more than a month ago."""
+    PAUSE_EXPIRED = "pause_expired"
+    """The run that the request `continues` has waited too long: its team's `pause_timeout` has passed."""
+    DECISION_UNKNOWN = "decision_unknown"
+    """A decision names a call that the paused run does not wait for."""
     SESSION_TOO_LARGE = "session_too_large"
     """With the request's `session_state` or `metadata`, the session's would be larger than is kept."""
 

@@ -98,6 +98,14 @@ class MemberFinished(_Event):
     """How it ended."""
 
 
+class RunJoined(_Event):
+    """The request has become part of another's turn (`on_busy: coalesce`): that run's events tell of it."""
+
+    type: Literal["run_joined"] = "run_joined"
+    answered_by: str
+    """The run whose turn it is."""
+
+
 class StateChanged(_Event):
     """A step has changed the session's state."""
 
@@ -117,7 +125,10 @@ class Custom(_Event):
 
 
 class RunFinished(_Event):
-    """The run is stored; the last event of it."""
+    """The run is stored; the last event of it.
+
+    Where its request is delivered again, it is told again, alone, as if of a further attempt.
+    """
 
     type: Literal["run_finished"] = "run_finished"
     reply: RunReply
@@ -131,6 +142,7 @@ RunEvent = Annotated[
     | ToolFinished
     | MemberStarted
     | MemberFinished
+    | RunJoined
     | StateChanged
     | Custom
     | RunFinished,

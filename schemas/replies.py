@@ -66,6 +66,21 @@ class MemberResponse(BaseModel):
     """How the member's run ended."""
 
 
+class Approval(BaseModel):
+    """A call of a tool that a paused run waits for: somebody is to approve or to deny it."""
+
+    tool_call_id: str
+    """What a decision names it by."""
+    tool: str
+    """The tool's name."""
+    arguments: JsonValue = None
+    """What it would be called with."""
+    member_id: str | None = None
+    """The member whose call it is; null: the leader's."""
+    metadata: dict[str, JsonValue] | None = None
+    """What the tool says of it."""
+
+
 class RunReply(BaseModel):
     """The answer to one run request."""
 
@@ -93,6 +108,10 @@ class RunReply(BaseModel):
     """What members answered, or the steps of a workflow ended with, in order."""
     turn: int | None = None
     """The session's turn number, from 1; None when REJECTED."""
+    approvals: list[Approval] = Field(default_factory=list, exclude_if=lambda approvals: not approvals)
+    """Of a PAUSED run: the calls that it waits for. Left out where there are none."""
+    answered_by: str | None = Field(default=None, exclude_if=lambda run_id: run_id is None)
+    """The run whose turn this request became part of (`on_busy: coalesce`); left out: it had one of its own."""
     attempt: int = 1
     """Higher than 1 where a redelivered request had to be started again."""
     metrics: RunMetrics = Field(default_factory=RunMetrics)

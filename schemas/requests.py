@@ -95,9 +95,29 @@ class OnBusy(StrEnum):
     """What to do when an earlier request of the session is unfinished."""
 
     ENQUEUE = "enqueue"
+    """Wait for it."""
     REJECT = "reject"
+    """Be refused, at once."""
     INTERRUPT = "interrupt"
+    """Cancel it, and then go on."""
     COALESCE = "coalesce"
+    """Wait for it; those that wait together, of one target, user and `stream`, become one turn."""
+
+
+class Decision(_Strict):
+    """What a human has decided about one call that a paused run waits for."""
+
+    tool_call_id: Id
+    """The call's, as in the reply's `approvals`."""
+    approved: StrictBool
+    """Whether it is made; else the model is told that it was denied."""
+    message: Annotated[StrictStr, Field(max_length=10_000)] | None = None
+    """Of a denied one: what the model is told."""
+
+
+def _without_input(schema: dict[str, Any]) -> None:
+    schema["required"] = [name for name in schema["required"] if name != "input"]
+    schema["anyOf"] = [{"required": ["input"]}, {"required": ["continues", "decisions"]}]
 
 
 class RunRequest(_Strict):
@@ -106,6 +126,8 @@ class RunRequest(_Strict):
     `run_id` is the idempotency key: the same one with the same content gets the same reply and is not executed again.
     A missing `session_id` is the run_id; a missing `run_id` is the AMQP message_id, filled in where it is received.
     """
+
+    model_config = ConfigDict(json_schema_extra=_without_input)
 
     run_id: Id
     """The idempotency key, global: use a UUID."""
@@ -120,23 +142,31 @@ class RunRequest(_Strict):
     user_id: Id | None = None
     """Whose session it is; anyone else is refused."""
     input: Input
-    """Text, or a list of parts."""
+    """Text, or a list of parts. A request that `continues` a run needs none: the run has its own."""
     session_state: dict[str, JsonValue] = Field(default_factory=dict)
     """Merged over the stored state before the turn."""
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
     """Merged into the session's metadata."""
     stream: StrictBool = False
-    """Whether events are published while the turn runs; not supported yet."""
+    """Whether events are published while the turn runs."""
     deadline: Deadline | None = None
     """By Postgres's clock: not started by then, it is refused; running then, it ends as ERROR."""
     on_busy: OnBusy = OnBusy.ENQUEUE
-    """What to do when an earlier request of the session is unfinished; only `enqueue` is supported yet."""
+    """What to do when an earlier request of the session is unfinished."""
+    continues: Id | None = None
+    """The paused run of the session that it goes on with, from what that has recorded."""
+    decisions: Annotated[tuple[Decision, ...], Field(max_length=1000)] = ()
+    """What was decided about the calls which that run waits for. One that is left out is asked for again."""
 
     @model_validator(mode="before")
     @classmethod
-    def _session_defaults_to_run(cls, data: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
-        if isinstance(data, dict) and data.get("session_id") is None and "run_id" in data:
-            return {**data, "session_id": data["run_id"]}
+    def _filled_in(cls, data: Any) -> Any:  # noqa: ANN401 - whatever a producer sent
+        if not isinstance(data, dict):
+            return data
+        if data.get("session_id") is None and "run_id" in data:
+            data = {**data, "session_id": data["run_id"]}
+        if data.get("continues") is not None and "input" not in data:
+            data = {**data, "input": ""}
         return data
 
     @model_validator(mode="after")
@@ -145,6 +175,14 @@ class RunRequest(_Strict):
         if len(named) != 1:
             found = " and ".join(named) or "none"
             raise ValueError(f"exactly one of team_id, agent_id and workflow_id is required; found {found}")
+        return self
+
+    @model_validator(mode="after")
+    def _decides_what_it_continues(self) -> Self:
+        if (self.continues is None) != (not self.decisions):
+            raise ValueError("continues and decisions go together: the paused run, and what was decided")
+        if len({decision.tool_call_id for decision in self.decisions}) != len(self.decisions):
+            raise ValueError("decisions has a tool_call_id twice")
         return self
 
     @cached_property

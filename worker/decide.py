@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from schemas.errors import ErrorCode
 from schemas.ids import Target
 from schemas.requests import OnBusy, RunRequest
 from worker.executors.json_values import MAX_STATE_BYTES, json_text
 from worker.sessions.claim import Claim, Receipt, SessionRow
+
+_FOREIGN: Final = frozenset(
+    {
+        ErrorCode.RUN_ID_CONFLICT,
+        ErrorCode.UNSUPPORTED_PROPERTY,
+        ErrorCode.SESSION_FORBIDDEN,
+        ErrorCode.SESSION_TARGET_MISMATCH,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,11 @@ class Refuse:
     stored: bool = True
     """Stored before it is published: it depends on the moment (sessions, teams and clocks change), and who asks
     again is answered the same. A run_id that somebody else's run has can't be stored twice."""
+
+    @property
+    def may_be_told(self) -> bool:
+        """Whether those who watch the run are told: not where it, or the session, is another's."""
+        return self.code not in _FOREIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +103,9 @@ def _refusal(request: RunRequest, claim: Claim, *, target_known: bool, busy: boo
         target = request.target
         return Refuse(ErrorCode.UNKNOWN_TARGET, f"no {target.type.value} {target.id!r} is named in TEAMTURN_TEAMS")
     return (
-        _not_supported(request)
-        or _too_large(request, claim.session)
+        _not_continued(request, claim)
+        or _paused(request, claim)
+        or too_large(request, claim.session)
         or _too_late(request, claim)
         or _too_busy(request, claim, busy=busy)
     )
@@ -116,13 +132,32 @@ def _is_target(session: SessionRow, target: Target) -> bool:
     return (session.session_type, session.target_id) == (target.type.value, target.id)
 
 
-def _not_supported(request: RunRequest) -> Refuse | None:
-    if request.on_busy is OnBusy.COALESCE:
-        return Refuse(ErrorCode.NOT_SUPPORTED, f"on_busy {request.on_busy.value!r} is not supported yet")
+def _not_continued(request: RunRequest, claim: Claim) -> Refuse | None:
+    """Return why a request can't go on with the run that it continues."""
+    if request.continues is None:
+        return None
+    found = claim.pauses
+    if found is None or found.expires_at is None or claim.session is None:
+        message = f"the session has no paused run {request.continues!r}: it never paused, or was continued"
+        return Refuse(ErrorCode.RUN_NOT_PAUSED, message)
+    if found.pause is None or (found.expires_at <= claim.database_time and not claim.attempts):
+        return Refuse(ErrorCode.PAUSE_EXPIRED, f"the run {request.continues!r} has waited too long to be continued")
+    if unknown := found.pause.unknown(request.decisions):
+        message = f"the run {request.continues!r} does not wait for the call {unknown[0]!r}"
+        return Refuse(ErrorCode.DECISION_UNKNOWN, message)
     return None
 
 
-def _too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:
+def _paused(request: RunRequest, claim: Claim) -> Refuse | None:
+    # One that was started before has been admitted.
+    waits = claim.pauses is not None and claim.pauses.session_paused
+    if request.continues is not None or not waits or claim.attempts:
+        return None
+    message = "a run of the session waits for somebody's decision"
+    return Refuse(ErrorCode.SESSION_PAUSED, message, retryable=True)
+
+
+def too_large(request: RunRequest, session: SessionRow | None) -> Refuse | None:
     """Return a refusal where what the request adds would make the session grow without end, over many requests."""
     for what, stored, added in (
         ("state", session.session_state if session else {}, request.session_state),

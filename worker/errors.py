@@ -2,6 +2,7 @@
 
 `StartupError` is a mistake that its reader can mend: the program ends with its sentence and exit code 2.
 `RequestRefused` and `TurnFailed` carry the code that goes into the reply or the dead letter.
+`ClientError` is what `RunClient` raises.
 The others never leave the worker: they say what the turn does next.
 """
 
@@ -148,3 +149,35 @@ class SessionBusyElsewhere(Exception):
 
 class ClaimOutdated(Exception):
     """Somebody else wrote the session, or took the run_id, since the claim: claim again."""
+
+
+class ClientError(Exception):
+    """What RunClient could not do, as a sentence for people. Each kind is a class of its own."""
+
+
+class NoRoute(ClientError):
+    """No queue takes the prefix's requests: no worker was ever started with it, nor `teamturn topology apply`."""
+
+
+class PublishNacked(ClientError):
+    """RabbitMQ did not take the request and said so: a queue of a limited length is full, say."""
+
+
+class RequestTooLarge(ClientError):
+    """The request is larger than RabbitMQ is set up to take."""
+
+
+class ClientTimedOut(ClientError, TimeoutError):
+    """It took longer than the caller's time limit. A request that was published stays so, and is executed."""
+
+
+class ClientClosed(ClientError):
+    """The client is not connected: its block has ended, or did not begin. A request that was published stays so."""
+
+
+class UnknownRun(ClientError):
+    """This client has no reply of that run_id to wait for: ask with the request itself."""
+
+
+class ReplyUnreadable(ClientError):
+    """The reply is not one that this version can read: the workers' is another one."""

@@ -62,13 +62,16 @@ from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.sessions.summaries import Summaries
 from worker.settings import Settings
+from worker.turns.coalescing import coalesced
 from worker.turns.company import Company, Place
 from worker.turns.ending import Ending
 from worker.turns.hold import Hold
 from worker.turns.kept_results import KeptResult, KeptResults
+from worker.turns.pausing import with_pauses
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
-from worker.turns.starts import PublishEvent, begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.starts import begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
+from worker.turns.telling import PublishEvent, tell_answer
 
 _MOST_OUTDATED_CLAIMS: Final = 5
 _BACK_OFF_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
@@ -196,6 +199,7 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor | None
     ) -> _Answer | None:
         """Return the answer to a claimed request, stored if it has to be; None if it is somebody else's to find."""
+        claimed = await with_pauses(claimed, executor)
         kept = self._kept.find(claimed.request)
         if kept is None and not received.alive:
             return None  # given away while it waited for a slot or for its claim
@@ -208,12 +212,17 @@ class TurnTaker:
         ):
             case Replay(reply):
                 _log.info("turn_replayed")
+                tell_answer(self._publish, claimed.request, reply, again=True)
                 return _replayed(reply, received.delivery)
             case Refuse() as refusal:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
+                if refusal.may_be_told:
+                    tell_answer(self._publish, claimed.request, body)
                 return _Answer(body, of_turn=False)
             case Cancel():
-                return _Answer(await self._ending.cancelled(claimed), of_turn=False)
+                body = await self._ending.cancelled(claimed)
+                tell_answer(self._publish, claimed.request, body)
+                return _Answer(body, of_turn=False)
             case Execute() if executor is not None:
                 if isinstance(kept, KeptResult):
                     as_it_was = replace(claimed, claim=kept.claim)
@@ -230,6 +239,7 @@ class TurnTaker:
     ) -> _Answer:
         """Take the turn and commit it. Users' code can't make this raise; only the database can."""
         started = time.time()
+        claimed = await coalesced(claimed, run, received)
         fruitless = claimed.claim.fruitless - received.outlived
         if self._poison.give_up(fruitless):
             turn, outcome = await given_up(claimed)
@@ -249,14 +259,14 @@ class TurnTaker:
         self, claimed: ClaimedSession, run: Run, received: RequestDelivery, executor: Executor, place: Place
     ) -> tuple[Turn, Outcome]:
         request, claim = claimed.request, claimed.claim
-        begun = begins_recorded(claim, received)
+        begun = begins_recorded(claimed, received)
         turn = await begun_turn(claimed, received, executor, self._publish)
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=begun):
                 with run.attempted(turn.steps.journal):
                     outcome = await attempt(
-                        executor, turn, limit=self._limit, now=claim.database_time, deadline=request.deadline
+                        executor, turn, limit=self._limit, now=claim.database_time, deadline=claimed.asked.deadline
                     )
         return turn, outcome
 

@@ -133,7 +133,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
         running = RunningRuns(sessions)
         ending = Ending(settings.db_schema)
-        busy = BusySessions(sessions, executors, answers, ending)
+        busy = BusySessions(sessions, executors, answers, ending, events.publish)
         taker = TurnTaker(
             *(sessions, executors, answers, summaries, settings),
             running=running,

@@ -28,9 +28,9 @@ from worker.settings import Settings
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMANDS = [
-    *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask"),
+    *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask", "chat"),
     *("sessions", "sessions list", "sessions show", "sessions who", "sessions rename", "sessions delete"),
-    *("sessions export", "doctor"),
+    *("sessions export", "doctor", "asyncapi"),
     *("dead", "dead list", "dead show", "dead replay", "dead drop"),
 ]
 
@@ -99,7 +99,7 @@ async def test_help_says_what_a_command_does_in_80_columns(helps: dict[str, Ende
 async def test_help_names_every_command_with_a_line_that_is_not_cut_off(helps: dict[str, Ended]) -> None:
     _, out, _ = helps[""]
     listed = out.partition("Commands:")[2]
-    for command in ("worker", "migrate", "ask", "topology", "sessions", "dead", "doctor"):
+    for command in ("worker", "migrate", "ask", "chat", "topology", "sessions", "dead", "doctor"):
         assert f"  {command} " in listed
     assert "..." not in listed
 

@@ -8,18 +8,24 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aio_pika import ExchangeType
 from yarl import URL
 
-from tests.acceptance.stage import DATA, Stage, staged
+from tests.acceptance.stage import Stage, staged
 from tests.support.broker import slot
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+EXAMPLES = ROOT / "deploy" / "examples" / "node"
 SESSION = "séance 会議 ✓"
 """Its slot differs in every encoding but UTF-8."""
 
@@ -50,37 +56,165 @@ async def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def amqplib_in(folder: Path) -> None:
-    """Install Node's amqplib in a folder; skip the test where that can't be done."""
+async def npm_install(folder: Path, package: str) -> None:
+    """Install a package of Node's in a folder; skip the test where that can't be done."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node and npm are not installed")
     (folder / "package.json").write_text('{"private": true}')
-    code, _, err = await run("npm", "install", "--no-audit", "--no-fund", "amqplib@^0.10", cwd=folder)
+    code, _, err = await run("npm", "install", "--no-audit", "--no-fund", package, cwd=folder)
+    if code != 0:
+        pytest.skip(f"npm can't install {package} here: {err.strip()[-200:]}")
+
+
+# --- Node ---
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """deploy/examples/node, as its package-lock.json installs it; where that can't be done, the test is skipped."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("Node and npm are not installed")
+    folder = tmp_path_factory.mktemp("node") / "examples"
+    shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("node_modules"))
+    code, _, err = await run("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
     if code != 0:
         pytest.skip(f"npm can't install amqplib here: {err.strip()[-200:]}")
+    return folder
 
 
-async def test_a_producer_in_node_gets_its_reply(stage: Stage, tmp_path: Path) -> None:
-    await amqplib_in(tmp_path)
-    shutil.copy(DATA / "producer.js", tmp_path)
-    code, out, err = await run(
-        *("node", "producer.js"),
-        cwd=tmp_path,
-        AMQP_URL=stage.broker.url,
-        PREFIX=stage.settings.prefix,
-        SESSION_ID=f"{SESSION} in node",
-        TEAM_ID="echo",
-        INPUT="bonjour ✓",
-    )
+def environment(stage: Stage) -> dict[str, str]:
+    return {"TEAMTURN_AMQP_URL": stage.broker.url, "TEAMTURN_PREFIX": stage.settings.prefix}
+
+
+async def node_runs(stage: Stage, node: Path, *words: str) -> tuple[int, str, str]:
+    return await run("node", *words, cwd=node, **environment(stage))
+
+
+async def test_a_producer_in_node_gets_its_reply(stage: Stage, node: Path) -> None:
+    session = f"{SESSION} in node"
+    code, out, err = await node_runs(stage, node, "producer.js", "--team", "echo", "--session", session, "bonjour ✓")
     assert code == 0, err
-    got = json.loads(out)
-    reply = got["reply"]
-    assert (got["slot"], got["correlationId"], got["type"]) == (
-        *(slot(f"{SESSION} in node"), "asked-from-node", "run.reply"),
+    reply = json.loads(out)
+    assert (reply["session_id"], reply["status"], reply["content"], reply["turn"]) == (
+        *(session, "COMPLETED", "bonjour ✓", 1),
     )
-    assert (reply["run_id"], reply["session_id"], reply["status"], reply["content"], reply["turn"]) == (
-        *(got["request"]["run_id"], f"{SESSION} in node", "COMPLETED", "bonjour ✓", 1),
+
+
+async def test_a_producer_in_node_publishes_persistent_to_the_session_s_slot(stage: Stage, node: Path) -> None:
+    queue = await stage.broker.channel.declare_queue(exclusive=True)
+    await queue.bind(f"{stage.settings.prefix}.requests", slot(SESSION))
+    code, out, err = await node_runs(stage, node, "producer.js", "--team", "echo", "--session", SESSION, "hello")
+    assert code == 0, err
+    message = await queue.get()
+    assert message is not None
+    assert (message.delivery_mode, message.message_id, message.content_type) == (
+        *(2, json.loads(out)["run_id"], "application/json"),
     )
+
+
+async def test_a_failed_run_is_an_exit_code_of_the_producer_in_node(stage: Stage, node: Path) -> None:
+    code, out, _ = await node_runs(stage, node, "producer.js", "--team", "nobody", "hello")
+    assert (code, json.loads(out)["error"]["code"]) == (1, "unknown_target")
+
+
+async def test_a_consumer_in_node_takes_a_reply_from_the_results_and_acknowledges_it(stage: Stage, node: Path) -> None:
+    asked = ("producer.js", "--team", "echo", "--to-results", "bonjour ✓")
+    code, run_id, err = await node_runs(stage, node, *asked)
+    assert code == 0, err
+    code, out, err = await node_runs(stage, node, "consumer.js", "--count", "1")
+    assert code == 0, err
+    reply = json.loads(out)
+    assert (reply["run_id"], reply["content"]) == (run_id.strip(), "bonjour ✓")
+    assert await stage.broker.depth("results") == 0
+
+
+async def test_a_watcher_in_node_is_told_what_happens_in_a_session(stage: Stage, node: Path) -> None:
+    session = f"{SESSION} watched"
+    watcher = await asyncio.create_subprocess_exec(
+        *("node", "watcher.js", "--session", session, "--count", "1"),
+        cwd=node,
+        env=dict(os.environ) | environment(stage),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert watcher.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            assert (await watcher.stderr.readline()).startswith(b"watching ")
+        for other in (f"{session} not", session):
+            code, _, err = await node_runs(
+                stage, node, "producer.js", "--team", "echo", "--stream", "--session", other, "bonjour ✓"
+            )
+            assert code == 0, err
+        async with asyncio.timeout(20):
+            out, _ = await watcher.communicate()
+    finally:
+        if watcher.returncode is None:
+            watcher.kill()
+            await watcher.wait()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [(event["type"], event["session_id"]) for event in events] == [
+        *(("run_started", session), ("run_finished", session)),
+    ]
+    assert events[-1]["reply"]["content"] == "bonjour ✓"
+
+
+async def test_a_producer_in_node_says_that_no_queue_took_its_request(stage: Stage, node: Path) -> None:
+    prefix = f"t-{uuid.uuid4().hex[:8]}"
+    await stage.broker.channel.declare_exchange(f"{prefix}.requests", ExchangeType.DIRECT, auto_delete=True)
+    code, out, err = await run(
+        *("node", "producer.js", "--team", "echo", "hello"),
+        cwd=node,
+        TEAMTURN_AMQP_URL=stage.broker.url,
+        TEAMTURN_PREFIX=prefix,
+    )
+    await stage.broker.channel.exchange_delete(f"{prefix}.requests")
+    assert (code, out) == (1, "")
+    assert err.startswith("no queue took the request")
+
+
+async def test_a_consumer_in_node_goes_on_over_a_lost_connection(stage: Stage, node: Path) -> None:
+    async with Proxy(stage.broker.url) as line:
+        consumer = await asyncio.create_subprocess_exec(
+            *("node", "consumer.js", "--count", "1"),
+            cwd=node,
+            env=dict(os.environ) | environment(stage) | {"TEAMTURN_AMQP_URL": line.url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert consumer.stderr is not None
+        try:
+            async with asyncio.timeout(20):
+                await eventually(partial(is_consumed, stage, "results"))
+                line.cut()
+                assert b"connecting again" in await consumer.stderr.readline()
+                run_id = await stage.broker.ask("s1")
+                out, _ = await consumer.communicate()
+        finally:
+            if consumer.returncode is None:
+                consumer.kill()
+                await consumer.wait()
+    assert (consumer.returncode, json.loads(out)["run_id"]) == (0, run_id)
+
+
+async def is_consumed(stage: Stage, queue: str) -> bool:
+    """Whether somebody consumes a queue."""
+    declared = await stage.broker.channel.declare_queue(f"{stage.settings.prefix}.{queue}", passive=True)
+    return bool(declared.declaration_result.consumer_count)
+
+
+def locked_packages() -> dict[str, dict[str, str]]:
+    lock = json.loads((EXAMPLES / "package-lock.json").read_text())
+    return {name: package for name, package in lock["packages"].items() if name}
+
+
+async def test_the_lock_file_of_node_pins_contents_and_names_no_registry() -> None:
+    packages = locked_packages()
+    assert packages
+    assert all("integrity" in package and "resolved" not in package for package in packages.values())
+
+
+# --- a shell ---
 
 
 @pytest.fixture

@@ -175,7 +175,7 @@ async def test_a_finished_run_is_left_alone(
     ids=["another user", "no user", "another session", "no session"],
 )
 async def test_who_does_not_name_its_session_and_user_changes_nothing(
-    settings: Settings, broker: TestBroker, client: RunClient, database: asyncpg.Connection, said: dict[str, str | None]
+    settings: Settings, broker: TestBroker, client: RunClient, database: asyncpg.Connection, said: dict[str, Any]
 ) -> None:
     gate = Gate()
     async with worker_of(settings, gate.executor):

@@ -268,6 +268,127 @@ def test_keys_are_safe_and_short() -> None:
     assert plain == "agent.a-1.s_1.0b8d5b9c-6f26-4013-9bbc-9b5090d821e6"
 
 
+async def test_a_request_that_is_delivered_again_after_its_end_has_its_end_told_again(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """The worker may have died between the commit and the event."""
+    watcher = Watcher()
+    async with worker_of(settings, echo):
+        await watcher.consume(broker, "#")
+        for _ in range(2):
+            await broker.ask("s1", run_id="r1", stream=True)
+        await eventually(lambda: [event.type for event in watcher.of("r1")].count("run_finished") == 2)
+    started, finished, again = watcher.of("r1")
+    assert (started.attempt, started.number, finished.attempt, finished.number) == (1, 1, 1, 2)
+    assert (again.attempt, again.number) == (2, 1)
+    assert finished.type == again.type == "run_finished"
+    assert finished.reply == again.reply
+
+
+async def test_a_refused_request_has_its_end_told_unless_the_session_is_another_s(
+    settings: Settings, broker: TestBroker
+) -> None:
+    watcher = Watcher()
+    async with worker_of(settings, echo):
+        await watcher.consume(broker, "#")
+        await broker.reply(await broker.ask("s1", user_id="u1"))
+        await broker.reply(await broker.ask("s1", user_id="u2", stream=True, run_id="forbidden"))
+        await broker.ask("s2", deadline="2020-01-01T00:00:00Z", stream=True, run_id="late")
+        (late,) = await watcher.finished("late")
+    assert late.type == "run_finished"
+    assert (late.attempt, late.number, late.reply.status) == (1, 1, "REJECTED")
+    assert watcher.of("forbidden") == []
+
+
+class Writer:
+    """A model that writes two pieces of an answer, and the rest when it is let go on; as a member, it writes alike."""
+
+    def __init__(self) -> None:
+        self.written = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    @property
+    def model(self) -> FunctionModel:
+        async def stream(_: list[ModelMessage], __: AgentInfo) -> AsyncIterator[str]:
+            yield "The capital "
+            yield "is "
+            self.written.set()
+            await self.go_on.wait()
+            yield "Paris."
+
+        return FunctionModel(stream_function=stream, model_name="told")
+
+
+async def test_a_cancelled_run_keeps_what_was_written_of_its_answer(settings: Settings, broker: TestBroker) -> None:
+    writer, watcher = Writer(), Watcher()
+    async with worker_of(settings, Team("capital", writer.model)):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="capital", stream=True)
+        await writer.written.wait()
+        said = {"type": "cancel", "run_id": run_id, "session_id": "s1"}
+        await broker.publish(said, exchange=f"{broker.prefix}.control", routing_key="")
+        reply = await broker.reply(run_id)
+        events = await watcher.finished(run_id)
+    assert (reply["status"], reply["content"]) == ("CANCELLED", "The capital is ")
+    assert "".join(_texts(events)) == reply["content"]
+
+
+async def test_a_cancelled_run_keeps_what_its_members_had_written(settings: Settings, broker: TestBroker) -> None:
+    writer = Writer()
+    clerk = Agent(writer.model, name="clerk", deps_type=Turn)
+    leader = _calls_first("delegate_task", '{"member_id": "clerk", "task": "serve"}', "never")
+    async with worker_of(settings, Team("shop", leader, members=[clerk])):
+        run_id = await broker.ask("s1", team_id="shop", stream=True)
+        await writer.written.wait()
+        said = {"type": "cancel", "run_id": run_id, "session_id": "s1"}
+        await broker.publish(said, exchange=f"{broker.prefix}.control", routing_key="")
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["content"]) == ("CANCELLED", None)
+    assert [(one["status"], one["content"]) for one in reply["member_responses"]] == [("CANCELLED", "The capital is ")]
+
+
+async def test_a_watched_run_goes_on_elsewhere_and_says_behind_which_step(
+    settings: Settings, broker: TestBroker
+) -> None:
+    """What was recorded is not written again; the answer that was cut off is, as of another attempt."""
+    writer, watcher = Writer(), Watcher()
+    looked: list[str] = []
+
+    def look() -> str:
+        looked.append("tea")
+        return "tea"
+
+    async def stream(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[Any]:
+        if not isinstance(messages[-1].parts[-1], ToolReturnPart):
+            yield "Let me look. "
+            yield {1: DeltaToolCall(name="look", json_args="{}", tool_call_id="call-1")}
+            return
+        yield "It is "
+        writer.written.set()
+        await writer.go_on.wait()
+        yield "tea."
+
+    team = Team("shop", FunctionModel(stream_function=stream, model_name="told"), tools=[look])
+    async with worker_of(settings, team):
+        await watcher.consume(broker, "#")
+        run_id = await broker.ask("s1", team_id="shop", stream=True)
+        await writer.written.wait()
+    writer.go_on.set()
+    async with worker_of(settings, team):
+        events = await watcher.finished(run_id)
+    attempts = sorted({event.attempt for event in events})
+    assert len(attempts) == 2
+    first, second = ([event for event in events if event.attempt == attempt] for attempt in attempts)
+    assert _texts(first) == ["Let me look. ", "It is "]
+    assert _texts(second) == ["It is ", "tea."]
+    begun = second[0]
+    assert begun.type == "run_started"
+    assert (begun.resumed_behind, begun.number) == ("tool:look@call-1#1", 1)
+    assert looked == ["tea"]
+    for one in (first, second):
+        assert [event.number for event in one] == list(range(1, len(one) + 1))
+
+
 async def test_an_attempt_whose_worker_is_gone_at_once_has_its_number_and_the_next_one_another(
     settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ async def run_command(
     *arguments: str, environment: Mapping[str, str], cwd: Path = ROOT, seconds: float = 60
 ) -> tuple[int, str, str]:
     """Run `teamturn …` as a process; return its exit code, standard output and standard error."""
-    return await _run_python("-m", "worker", *arguments, environment=environment, cwd=cwd, seconds=seconds)
+    return await run_python("-m", "worker", *arguments, environment=environment, cwd=cwd, seconds=seconds)
 
 
 async def run_console_script(
@@ -60,10 +60,10 @@ async def run_console_script(
 ) -> tuple[int, str, str]:
     """Run `teamturn …` as its console script does, the working directory not on the path; return as `run_command`."""
     words = ("-P", "-c", _CONSOLE_SCRIPT, *arguments)
-    return await _run_python(*words, environment=environment, cwd=cwd, seconds=seconds)
+    return await run_python(*words, environment=environment, cwd=cwd, seconds=seconds)
 
 
-async def _run_python(*words: str, environment: Mapping[str, str], cwd: Path, seconds: float) -> tuple[int, str, str]:
+async def run_python(*words: str, environment: Mapping[str, str], cwd: Path, seconds: float) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *words,

@@ -60,7 +60,7 @@ _CASES = [
     Case("interrupt, not busy", None, {"on_busy": "interrupt"}),
     Case("interrupt, busy", None, {"on_busy": "interrupt"}, busy=True),
     Case("enqueue, busy", None, {}, busy=True),
-    Case("coalesce", ErrorCode.NOT_SUPPORTED, {"on_busy": "coalesce"}),
+    Case("coalesce, busy", None, {"on_busy": "coalesce"}, busy=True),
     Case("stream", None, {"stream": True}),
 ]
 

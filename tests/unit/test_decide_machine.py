@@ -334,7 +334,6 @@ class DecideMachine(RuleBasedStateMachine):
             ErrorCode.SESSION_FORBIDDEN: owner[0] != asked.user_id,
             ErrorCode.SESSION_TARGET_MISMATCH: owner[1:] != _owner(asked)[1:],
             ErrorCode.UNKNOWN_TARGET: asked.target not in self.known,
-            ErrorCode.NOT_SUPPORTED: found.get("on_busy", "enqueue") == "coalesce",
             ErrorCode.SESSION_TOO_LARGE: _too_large(session.session_state, found.get("session_state", {}))
             or _too_large(session.metadata, found.get("metadata", {})),
             # One that was started in time is executed, to end as late: somebody may have seen something of it.

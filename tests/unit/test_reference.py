@@ -46,6 +46,10 @@ def _section(text: str, heading: str) -> str:
     return found[1]
 
 
+_HIDDEN = frozenset({"steps", "origin", "origin_id", "written", "id_seed", "whole_history", "details", "events"})
+"""The fields of a Turn that are no executor's business."""
+
+
 def _rows(section: str) -> list[list[str]]:
     """The rows of a section's tables as they are rendered, without their heads."""
     cells = [
@@ -90,12 +94,22 @@ def test_check_says_what_to_run_where_the_file_is_out_of_date(
     assert file.read_text(encoding="utf-8") == generator["reference"]()
 
 
-@pytest.mark.parametrize("name", teamturn.__all__)
+PUBLIC = {name: getattr(teamturn, name) for name in teamturn.__all__}
+ERRORS = [name for name, found in PUBLIC.items() if isinstance(found, type) and issubclass(found, Exception)]
+
+
+def test_every_error_that_a_producer_can_catch_says_when_it_is_raised(text: str) -> None:
+    rows = {row[0]: row[1] for row in _rows(_section(text, "What RunClient raises"))}
+    assert rows.keys() == {f"`{name}`" for name in ERRORS}
+    assert all(len(meaning) > len("meaning") for meaning in rows.values())
+
+
+@pytest.mark.parametrize("name", [name for name in teamturn.__all__ if name not in ERRORS])
 def test_every_public_name_has_a_section_with_a_row_a_parameter_or_field(name: str, text: str) -> None:
     public = getattr(teamturn, name)
     described = {row[0] for row in _rows(_section(text, name))}
     fields = getattr(public, "model_fields", None) or inspect.signature(public).parameters
-    shown = set(fields) - {"steps", "id_seed", "whole_history", "details", "events"} if name == "Turn" else set(fields)
+    shown = set(fields) - _HIDDEN if name == "Turn" else set(fields)
     assert {f"`{one}`" for one in shown} <= described
 
 

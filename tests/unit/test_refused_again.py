@@ -90,7 +90,6 @@ async def _never(*_: object) -> None:
     ("asked", "session", "properties", "code"),
     [
         ({"team_id": "unknown"}, None, {}, "unknown_target"),
-        ({"on_busy": "coalesce"}, None, {}, "not_supported"),
         ({"user_id": "u2"}, {"user_id": "u1"}, {}, "session_forbidden"),
         ({}, {"session_type": SessionType.AGENT}, {}, "session_target_mismatch"),
         ({}, None, {"priority": 5}, "unsupported_property"),

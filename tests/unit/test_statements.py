@@ -165,8 +165,7 @@ def _commit(number: int, *, turn_seq: int | None = None) -> CommitRow:
         session={"session_id": f"s{number}", "name": "ö"},
         turn_seq=turn_seq,
         runs=[{"type": "team", "data": {"run_id": f"r{number}"}}],
-        receipt={"run_id": f"r{number}"},
-        reply=f"reply {number}".encode(),
+        answer=ReceiptRow({"run_id": f"r{number}"}, f"reply {number}".encode()),
         size_bytes=7,
     )
 
@@ -181,7 +180,7 @@ def test_the_rows_of_a_commit_are_one_json_array_and_their_replies_by_position_f
         "session": {"session_id": "s2", "name": "ö"},
         "turn_seq": 7,
         "runs": [{"type": "team", "data": {"run_id": "r2"}}],
-        "receipt": {"run_id": "r2"},
+        "receipt": {"run_id": "r2", "position": 2},
     }
     assert replies == [b"reply 1", b"reply 2"]
 
@@ -202,6 +201,16 @@ def test_receipts_are_stored_with_their_replies_by_position() -> None:
     assert json.loads(text) == [{"run_id": "r1", "position": 1}, {"run_id": "r2", "position": 2}]
     assert replies == [b"one", b"two"]
     assert STORE_RECEIPT.results(rows, _records({"store_receipts": ""})) == [None, None]
+
+
+def test_answers_to_requests_that_joined_a_turn_come_behind_all_others() -> None:
+    joined = (ReceiptRow({"run_id": "r3"}, b"three"), ReceiptRow({"run_id": "r4"}, b"four"))
+    rows = [ReceiptRow({"run_id": "r1"}, b"one", joined), ReceiptRow({"run_id": "r2"}, b"two")]
+    text, replies = STORE_RECEIPT.arguments(rows)
+    first, second = json.loads(text)
+    assert first["others"] == [{"run_id": "r3", "position": 3}, {"run_id": "r4", "position": 4}]
+    assert "others" not in second
+    assert replies == [b"one", b"two", b"three", b"four"]
 
 
 def test_sessions_are_unlocked_by_their_ids() -> None:

@@ -7,8 +7,9 @@ import sys
 
 import typer
 
-from worker.cli import ask, dead, doctor, fleet, schema, sessions, topology, worker
-from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
+from worker.cli import ask, asyncapi, dead, doctor, fleet, schema, sessions, topology, worker
+from worker.cli.chat import command as chat
+from worker.errors import BrokerUnavailable, ClientError, StartupError, StoreUnavailable
 from worker.operations.logging import Redaction, quiet_libraries, secrets_in
 
 app = typer.Typer(
@@ -23,10 +24,12 @@ app.command("worker")(worker.worker)
 app.command("migrate")(schema.migrate_schema)
 app.add_typer(topology.app, name="topology")
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.add_typer(sessions.app, name="sessions")
 app.command("fleet")(fleet.fleet)
 app.add_typer(dead.app, name="dead")
 app.command("doctor")(doctor.doctor)
+app.command("asyncapi")(asyncapi.print_asyncapi)
 
 _MISTAKE = 2
 """The exit code of what its user can mend."""
@@ -37,7 +40,7 @@ def main() -> None:
     quiet_libraries()
     try:
         app()
-    except (StartupError, BrokerUnavailable, StoreUnavailable) as error:
+    except (StartupError, BrokerUnavailable, StoreUnavailable, ClientError) as error:
         line = " ".join(str(error).split())
         print(f"teamturn: {Redaction(secrets_in(os.environ))(line)}", file=sys.stderr)
         sys.exit(_MISTAKE)

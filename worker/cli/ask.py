@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
-from pydantic import ValidationError
 
 from schemas.events import MemberFinished, MemberStarted, RunEvent, RunStarted, ToolStarted
 from schemas.replies import RunReply, RunStatus
 from schemas.requests import RunRequest
+from worker.cli.addressing import Agent, Continued, Session, Team, User, Workflow, address_of, remember, request_to
 from worker.cli.terminal import cut, json_line, one_line, printable
 from worker.client import RunClient
-from worker.errors import StartupError
+from worker.errors import ClientTimedOut, StartupError
 from worker.executors.turn import text_of
 from worker.settings import Settings
 
@@ -29,12 +25,12 @@ _ARGUMENTS_COLUMNS: Final = 50
 def ask(
     text: Annotated[str, typer.Argument(help="What to ask.")],
     *,
-    team: Annotated[str | None, typer.Option("--team", help="The team to ask.", metavar="ID")] = None,
-    agent: Annotated[str | None, typer.Option("--agent", help="The agent to ask.", metavar="ID")] = None,
-    workflow: Annotated[str | None, typer.Option("--workflow", help="The workflow to run.", metavar="ID")] = None,
-    session: Annotated[str | None, typer.Option("--session", help="The session; a new one by default.")] = None,
-    user: Annotated[str | None, typer.Option("--user", help="Whose session it is.")] = None,
-    continued: Annotated[bool, typer.Option("--continue", help="Go on with the session that was asked last.")] = False,
+    team: Team = None,
+    agent: Agent = None,
+    workflow: Workflow = None,
+    session: Session = None,
+    user: User = None,
+    continued: Continued = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole reply as JSON.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the reply.", min=0.1)] = 600,
@@ -53,25 +49,9 @@ def ask(
     Exit code 0 if the run completed, 1 if not, 2 for a mistake.
     """  # noqa: D301 - \b has typer keep the lines below it
     settings = Settings.read()
-    asked: dict[str, Any] = {
-        "team_id": team,
-        "agent_id": agent,
-        "workflow_id": workflow,
-        "session_id": session,
-    }
-    asked = {name: value for name, value in (asked | {"user_id": user}).items() if value is not None}
-    if continued:
-        last = _last_session()
-        if any(target in asked for target in ("team_id", "agent_id", "workflow_id")):
-            last = {name: last[name] for name in ("session_id", "user_id") if name in last}
-        asked = last | asked
-    run_id = str(uuid.uuid4())
-    try:
-        request = RunRequest.model_validate({"session_id": f"ask-{run_id}", "run_id": run_id, "input": text} | asked)
-    except ValidationError as error:
-        raise StartupError(_mistake(error)) from None
+    request = request_to(address_of(team, agent, workflow, session, user, continued), text, new_session="ask")
     # Before the answer is there: who does not wait for it can go on with the session all the same.
-    _remember(request)
+    remember(request)
     if stream:
         reply = asyncio.run(_streamed(request, settings, timeout, as_json=as_json))
     else:
@@ -82,19 +62,18 @@ def ask(
 
 
 @asynccontextmanager
-async def _client(request: RunRequest, settings: Settings, timeout_seconds: float) -> AsyncIterator[RunClient]:
+async def _client(request: RunRequest, settings: Settings) -> AsyncIterator[RunClient]:
     async with RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client:
         try:
             yield client
-        except TimeoutError:
+        except ClientTimedOut as error:
             raise StartupError(
-                f"no reply within {timeout_seconds:g} s; is a worker running? The request stays queued, and the answer "
-                f"will be in the session {request.session_id}"
+                f"{error} What was published stays queued, and the answer will be in the session {request.session_id}"
             ) from None
 
 
 async def _reply_to(request: RunRequest, settings: Settings, timeout_seconds: float) -> RunReply:
-    async with _client(request, settings, timeout_seconds) as client:
+    async with _client(request, settings) as client:
         return await client.run(request, timeout_seconds=timeout_seconds)
 
 
@@ -102,7 +81,7 @@ async def _streamed(request: RunRequest, settings: Settings, timeout_seconds: fl
     """Print a run's events as they happen, and return its reply."""
     written = False
     async with (
-        _client(request, settings, timeout_seconds) as client,
+        _client(request, settings) as client,
         aclosing(client.stream(request, timeout_seconds=timeout_seconds)) as events,
     ):
         async for event in events:
@@ -136,15 +115,6 @@ def _told(event: RunEvent) -> str | None:
             return None
 
 
-def _mistake(error: ValidationError) -> str:
-    first = error.errors()[0]
-    reason = first["msg"].removeprefix("Value error, ")
-    if not first["loc"]:
-        return f"{reason}; name it by --team, --agent or --workflow, or use --continue"
-    field = str(first["loc"][0])
-    return f"--{field.removesuffix('_id')}: {reason}"
-
-
 def _footer(reply: RunReply) -> str:
     parts = [f"session {reply.session_id}", reply.status.value]
     if reply.turn is not None:
@@ -152,26 +122,3 @@ def _footer(reply: RunReply) -> str:
     if reply.error is not None:
         parts.append(f"{reply.error.code.value}: {printable(reply.error.message)}")
     return " · ".join(parts)
-
-
-def _last_file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(state) / "teamturn" / "last_session.json"
-
-
-def _remember(request: RunRequest) -> None:
-    kept = request.model_dump(
-        include={"session_id", "team_id", "agent_id", "workflow_id", "user_id"}, exclude_none=True
-    )
-    try:
-        _last_file().parent.mkdir(parents=True, exist_ok=True)
-        _last_file().write_text(json.dumps(kept), encoding="utf-8")
-    except OSError as error:
-        typer.echo(f"--continue will not work: {error}", err=True)
-
-
-def _last_session() -> dict[str, Any]:
-    try:
-        return dict(json.loads(_last_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise StartupError("there is no session to continue yet; ask without --continue first") from None

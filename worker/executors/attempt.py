@@ -7,7 +7,7 @@ import math
 from collections.abc import Coroutine
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from worker.errors import (
 )
 from worker.executors.journal import Journal
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, clean, json_text
+from worker.executors.pauses import Origin, Pause, RunPaused, Used, together
 from worker.executors.steps import Steps
 from worker.executors.time_limit import TimeLimit
 from worker.executors.turn import Executor, SharedSession, Turn, TurnContext, Usage
@@ -47,37 +48,43 @@ class Outcome:
     error: TurnFailed | None = None
     session_name: str | None = None
     """The name to store, if the turn changed it."""
+    pause: Pause | None = None
+    """Of a paused one: what it leaves to the run that goes on with it."""
 
 
 def new_turn(
-    request: RunRequest,
+    asked: RunRequest,
     session: SessionRow | None,
     given: TurnContext,
     *,
     attempt: int,
     journal: Journal | None = None,
+    origin: Origin | None = None,
 ) -> Turn:
     """Return a turn with everything of its own: what the executor changes is neither the request's nor the row's.
 
-    The request's state is laid over the stored one, key by key, and so is its metadata.
+    The request's state is laid over the stored one, key by key, and so is its metadata. `origin` is what it goes on
+    with.
     """
     stored_state = {} if session is None else session.session_state
     stored_metadata = {} if session is None else session.metadata
-    shared = SharedSession(deepcopy(stored_state | request.session_state), None if session is None else session.name)
+    shared = SharedSession(deepcopy(stored_state | asked.session_state), None if session is None else session.name)
     return Turn(
-        run_id=request.run_id,
-        session_id=request.session_id,
-        user_id=request.user_id,
-        input=request.text,
-        parts=request.input if isinstance(request.input, str) else list(request.input),
-        metadata=deepcopy(stored_metadata | request.metadata),
+        run_id=asked.run_id,
+        session_id=asked.session_id,
+        user_id=asked.user_id,
+        input=asked.text,
+        parts=asked.input if isinstance(asked.input, str) else list(asked.input),
+        metadata=deepcopy(stored_metadata | asked.metadata),
         attempt=attempt,
         started_at=given.started_at,
         history=given.history,
         session=shared,
         steps=Steps(shared, journal),
         summary=given.summary,
-        id_seed=request.fingerprint.hex(),
+        origin=origin,
+        origin_id=asked.run_id if origin is None else origin.run_id,
+        id_seed=asked.fingerprint.hex(),
     )
 
 
@@ -95,7 +102,7 @@ async def attempt(
     completed = False
     try:
         outcome = await _completed(executor, turn, time_limit)
-        completed = True
+        completed = outcome.status is RunStatus.COMPLETED
     except _Stopped as stopped:
         if isinstance(stopped.reason, RunCancelled):
             return cancelled(turn, stopped.reason)
@@ -115,6 +122,9 @@ async def attempt(
         return outcome
     finally:
         turn.steps.journal.close(completed=completed)
+        if turn.origin is not None:
+            before = turn.origin.used.model_dump()
+            turn.usage = Usage(**{name: max(n - before[name], 0) for name, n in asdict(turn.usage).items()})
 
 
 class _Stopped(Exception):
@@ -137,13 +147,13 @@ def failed(error: TurnFailed) -> Outcome:
 
 
 def cancelled(turn: Turn, reason: RunCancelled) -> Outcome:
-    """Return the outcome of a turn that was cancelled: with the state as it was by then, if that can be stored."""
+    """Return the outcome of a turn that was cancelled: with what was written, and the state, if that can be stored."""
     try:
-        state = as_json(turn.session_state, what="the session state")
+        state = _state_to_store(turn)
     except InvalidResult:
         state = None
-    kept = state if isinstance(state, dict) and len(json_text(state)) <= MAX_STATE_BYTES else None
-    return Outcome(RunStatus.CANCELLED, content=None, session_state=kept, error=reason)
+    written = clean("".join(turn.written)) or None
+    return Outcome(RunStatus.CANCELLED, content=written, session_state=state, error=reason)
 
 
 async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcome:
@@ -151,18 +161,37 @@ async def _completed(executor: Executor, turn: Turn, limit: TimeLimit) -> Outcom
     if turn.steps.journal.stopped is not None:
         # Before it began. Its first step would wait for ever, and nobody would be told.
         raise _Stopped(turn.steps.journal.stopped)
-    answer = await _within(limit, _run(executor, turn), turn.steps.journal)
-    content = as_json(answer, what="the answer")
+    pause: Pause | None = None
+    content: JsonValue = None
+    try:
+        answer = await _within(limit, _run(executor, turn), turn.steps.journal)
+    except RunPaused as paused:
+        pause = _pause(turn, paused)
+    else:
+        content = as_json(answer, what="the answer")
+    state = _state_to_store(turn)
+    named = _name_to_store(turn.session_name, name_before)
+    if not all(type(count) is int and count >= 0 for count in astuple(turn.usage)):
+        turn.usage = Usage()  # a session's sums are made of it
+        raise InvalidResult("the counts of turn.usage must be whole numbers, 0 or more")
+    status = RunStatus.COMPLETED if pause is None else RunStatus.PAUSED
+    return Outcome(status, content=content, session_state=state, session_name=named, pause=pause)
+
+
+def _pause(turn: Turn, paused: RunPaused) -> Pause:
+    """Return what a turn leaves that pauses. What it has used by now is all of it, also what was used before it."""
+    begun = turn.origin or Origin(run_id=turn.run_id, id_seed=turn.id_seed, input=turn.parts)
+    used = Used(**asdict(turn.usage))
+    return Pause(origin=begun.model_copy(update={"used": used}), pending=together(paused.pending))
+
+
+def _state_to_store(turn: Turn) -> dict[str, JsonValue]:
     state = as_json(turn.session_state, what="the session state")
     if not isinstance(state, dict):
         raise InvalidResult(f"the session state must be a dict, and is {type(turn.session_state).__name__}")
     if len(json_text(state)) > MAX_STATE_BYTES:
         raise InvalidResult(f"the session state is larger than {MAX_STATE_BYTES} bytes")
-    named = _name_to_store(turn.session_name, name_before)
-    if not all(type(count) is int and count >= 0 for count in astuple(turn.usage)):
-        turn.usage = Usage()  # a session's sums are made of it
-        raise InvalidResult("the counts of turn.usage must be whole numbers, 0 or more")
-    return Outcome(RunStatus.COMPLETED, content=content, session_state=state, session_name=named)
+    return state
 
 
 def _name_to_store(name: object, before: str | None) -> str | None:

@@ -42,6 +42,11 @@ MAX_STEP_BYTES: Final = 16 * 2**20
 CONTEXT_KEY: Final = "context"
 """Of step 0: what the turn was given."""
 
+STORED_ATTEMPT: Final = 0
+"""Of steps of a paused run, which another one goes on with: what they changed in the state is stored."""
+GIVEN_BACK_ATTEMPT: Final = -1
+"""Of steps of a run that went on with a paused one and failed: what they changed is not stored."""
+
 _AROUND: ContextVar[tuple[object, ...]] = ContextVar("steps around", default=())
 """The steps in the making that the running code is part of: a tool can make steps of its own."""
 
@@ -122,10 +127,10 @@ class Journal:
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
-        ended = (one for one in self._recorded.values() if one.state in ENDED)
-        self._unmade = sorted(ended, key=lambda one: one.seq)
+        ended = sorted((one for one in self._recorded.values() if one.state in ENDED), key=lambda one: one.seq)
+        self._unmade = [one for one in ended if one.attempt != STORED_ATTEMPT]
         """Those whose change of the state is not made again yet."""
-        self._unasked = {one.key for one in self._unmade if one.key != CONTEXT_KEY}
+        self._unasked = {one.key for one in ended if one.key != CONTEXT_KEY}
         self._diverged = False
         self._over = asyncio.Event()
         self._told: Callable[[], None] = lambda: None

@@ -81,6 +81,11 @@ class Steps:
         """Make a call that has its key."""
         return await self.journal.run(numbered, self._state, make)
 
+    def name_of_approval(self, call_id: str) -> str:
+        """Return what a call is known by that waits to be approved, the same each time that the turn comes to it."""
+        with self.numbered(f"approval@{call_id}", Asked("")) as numbered:
+            return numbered.key
+
     def failure_before(self) -> TurnFailed | None:
         """Return what the part failed with in an earlier attempt, if the turn went on without it."""
         return self.journal.failure_of(self._key(_FAILURE, 1), self._path, self._state())

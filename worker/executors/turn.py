@@ -17,6 +17,7 @@ from schemas.requests import Input, text_of_input
 from worker.errors import TurnFailed
 from worker.executors.events import Events
 from worker.executors.json_values import as_json, json_text
+from worker.executors.pauses import Origin
 from worker.executors.steps import Steps
 
 JsonObject = dict[str, Any]
@@ -111,6 +112,8 @@ class MemberRun:
     """What it and its model said, as far as it came; see Turn.messages."""
     details: JsonObject = field(default_factory=dict, repr=False)
     """See Turn.details."""
+    origin_id: str = field(default="", repr=False)
+    """What its id was when the turn was begun that this one goes on with, or is: its steps are found by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,12 @@ class Turn:
     """What is stored of the run beside what teamturn knows of it, in Agno's layout; most executors leave none."""
     events: Events = field(default_factory=Events, repr=False)
     """What is told of the turn while it goes on."""
+    origin: Origin | None = field(default=None, repr=False)
+    """What the turn was begun as that this one goes on with, and what was decided since; None: it was begun itself."""
+    origin_id: str = field(default="", repr=False)
+    """The run_id that this part had in it; else its own."""
+    written: list[str] = field(default_factory=list, repr=False)
+    """Of a watched run: what its model has written of the answer that it is at, piece by piece."""
     id_seed: str = field(default="", repr=False)
     """What the ids of members' runs are made from, the same in every attempt; only who knows the request knows it."""
 
@@ -276,13 +285,23 @@ class Turn:
         own = None if self.run_id == self.events.run_id else self.run_id
         self.events.tell(type_, member_run_id=own, **fields)
 
-    def part(self, name: str, run_id: str, given: Input, messages: list[JsonObject]) -> Turn:
+    def part(self, name: str, run: MemberRun) -> Turn:
         """Return this turn as a member or a step takes part in it: the same session and state, a run of its own.
 
         `name` is the part's within this one, the same in every attempt.
         """
-        steps = self.steps.within(name)
-        return replace(self, run_id=run_id, input=text_of_input(given), parts=given, messages=messages, steps=steps)
+        return replace(
+            self.within(name),
+            run_id=run.run_id,
+            origin_id=run.origin_id,
+            input=text_of_input(run.input),
+            parts=run.input,
+            messages=run.messages,
+        )
+
+    def within(self, name: str) -> Turn:
+        """Return this turn as a part of it that is no run of its own sees it; its messages are its own."""
+        return replace(self, messages=[], written=[], steps=self.steps.within(name))
 
 
 @dataclass(frozen=True, slots=True)

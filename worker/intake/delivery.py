@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -123,8 +125,15 @@ class RequestDelivery:
     """Whether it was."""
     attempts: int = 0
     """How often its turn was started here: a claim that is lost then and taken again is another attempt."""
+    mailbox: Collection[RequestDelivery] = field(default=(), repr=False)
+    """Its session's requests here, in order: the one that is being taken first."""
 
     @property
     def alive(self) -> bool:
         """Whether it is still ours to answer."""
         return self.delivery.alive
+
+    @property
+    def behind(self) -> Iterable[RequestDelivery]:
+        """While it is being taken: the requests that wait behind it."""
+        return tuple(islice(self.mailbox, 1, None))

@@ -46,6 +46,7 @@ class Mailboxes:
         session_id = delivery.request.session_id
         box = self._boxes.get(session_id)
         if box is not None:
+            delivery.mailbox = box
             run_id = delivery.request.run_id
             # One that is here already, published twice, has been judged by what it came behind the first time.
             again = any(one.request.run_id == run_id for one in box)
@@ -54,7 +55,7 @@ class Mailboxes:
             if earlier:
                 self._busy(delivery, earlier)
             return
-        self._boxes[session_id] = deque([delivery])
+        delivery.mailbox = self._boxes[session_id] = deque([delivery])
         task = asyncio.create_task(self._serve(session_id), name=f"mailbox {session_id}")
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)

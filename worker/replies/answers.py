@@ -61,6 +61,7 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
         status=outcome.status,
         content=outcome.content,
         member_responses=_responses(turn),
+        approvals=[] if outcome.pause is None else [one.approval for one in outcome.pause.pending],
         turn=number,
         attempt=turn.attempt,
         metrics=RunMetrics(
@@ -77,6 +78,13 @@ def finished(request: RunRequest, turn: Turn, outcome: Outcome, *, number: int |
         else RunError(code=error.code, message=_plain(error.message), retryable=error.is_retryable),
         created_at=int(timing.started),
         completed_at=int(timing.ended),
+    )
+
+
+def answered_with(reply: RunReply, request: RunRequest) -> RunReply:
+    """Return the reply to a request that joined the turn of which this is the reply: what it took is said there."""
+    return reply.model_copy(
+        update={"run_id": request.run_id, "answered_by": reply.run_id, "metrics": RunMetrics()},
     )
 
 
@@ -101,7 +109,8 @@ def shortened(reply: RunReply, *, largest_bytes: int, schema: str) -> RunReply:
     size_bytes = len(body_of(reply))
     if size_bytes <= largest_bytes:
         return reply
-    where = f"it is stored in {schema}.sessions: session {reply.session_id}, run {reply.run_id}"
+    run_id = reply.answered_by or reply.run_id
+    where = f"it is stored in {schema}.sessions: session {reply.session_id}, run {run_id}"
     error = reply.error
     if error is None:
         message = f"the reply would have {size_bytes} bytes, more than the {largest_bytes} that can be sent; {where}"
@@ -111,10 +120,12 @@ def shortened(reply: RunReply, *, largest_bytes: int, schema: str) -> RunReply:
         error = error.model_copy(update={"message": message})
     without_answer = reply.model_copy(update={"content": None, "error": error})
     named = [response.model_copy(update={"content": None}) for response in reply.member_responses]
+    asked = [approval.model_copy(update={"arguments": None, "metadata": None}) for approval in reply.approvals]
     shorter = (
         without_answer,
         without_answer.model_copy(update={"member_responses": named}),
         without_answer.model_copy(update={"member_responses": []}),
+        without_answer.model_copy(update={"member_responses": [], "approvals": asked}),
     )
     return next((one for one in shorter if len(body_of(one)) <= largest_bytes), shorter[-1])
 

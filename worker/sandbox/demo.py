@@ -187,6 +187,7 @@ def _start_worker(box: Sandbox, model: str, report: Progress) -> tuple[OwnedProc
 
 def _tell_what_next(console: Console, env: dict[str, str], session_id: str, worker: OwnedProcess, schema: str) -> None:
     teamturn = shlex.quote(str(Path(sys.executable).parent / "teamturn"))
+    web_chat = f"{shlex.quote(sys.executable)} {shlex.quote(str(_EXAMPLES / 'web_chat' / 'app.py'))}"
     urls = "\n".join(f"  export {name}={shlex.quote(env[name])}" for name in env if name.endswith("_URL"))
     # What is shown here is for people to run.
     text = f"""
@@ -200,6 +201,10 @@ All of it is still running. In a shell:
   {teamturn} sessions show {session_id}
   psql "$TEAMTURN_POSTGRES_URL" -c 'select * from {schema}.sessions'
   tail -f {worker.log}
+
+A chat in the browser, at http://127.0.0.1:8000:
+
+  {web_chat}
 
 To end it and remove everything:  deploy/demo --stop"""  # noqa: S608 - shown, not run
     console.print(text, markup=False, soft_wrap=True)

@@ -9,7 +9,9 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from schemas.ids import SessionType, Target
+from schemas.requests import RunRequest
 from worker.executors.journal import CONTEXT_KEY, StepRecord
+from worker.executors.pauses import Pause
 from worker.executors.turn import PastRun
 
 JsonObject = dict[str, JsonValue]
@@ -57,6 +59,32 @@ class Claim:
     """How many of these starts came to nothing: no step was recorded, and no worker that stops ended them."""
     cancelled: bool = False
     """Whether its user has said that the run is not wanted any more."""
+    joined: tuple[RunRequest, ...] = ()
+    """The requests that have become part of its turn, in order; see worker.turns.coalescing."""
+    pauses: Pauses | None = None
+    """What it has to know of paused runs; see worker.turns.pausing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """What a request has to know of its session's paused runs."""
+
+    session_paused: bool
+    """Whether one waits for somebody."""
+    pause: Pause | None = None
+    """What the run has left that the request continues; None: it is not paused, or has left nothing any more."""
+    expires_at: datetime | None = None
+    """When that run waits no longer; None: it is not paused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coalesced:
+    """The requests that have joined a turn."""
+
+    joined: tuple[RunRequest, ...]
+    """In their order."""
+    cancelled: bool
+    """Whether the user of one of them has said that it is not wanted any more."""
 
 
 @dataclass(frozen=True, slots=True)

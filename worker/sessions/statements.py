@@ -13,10 +13,12 @@ from pydantic_core import from_json, to_json
 
 import sql
 from schemas.ids import SessionType, Target
+from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
 from worker.executors.journal import StepRecord, StepState
+from worker.executors.pauses import Pause
 from worker.executors.turn import PastRun
-from worker.sessions.claim import Claim, Earlier, Receipt, SessionRow
+from worker.sessions.claim import Claim, Coalesced, Earlier, Pauses, Receipt, SessionRow
 from worker.sessions.database import worker_name
 from worker.sessions.lanes import Statement
 from worker.sessions.stored_runs import past_run
@@ -49,14 +51,27 @@ class ClaimRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """One answer to keep: its receipt, and the reply's bytes."""
+
+    receipt: JsonObject
+    reply: bytes
+    others: tuple[ReceiptRow, ...] = ()
+    """Those of the requests that joined it."""
+    pause: bytes | None = None
+    """Of a paused run: what it leaves to the one that goes on with it, as JSON."""
+    pause_seconds: float = 0.0
+    """How long it waits for that."""
+
+
+@dataclass(frozen=True, slots=True)
 class CommitRow:
-    """One turn to commit: the session's new values, the runs to append, the receipt; and the reply's bytes."""
+    """One turn to commit: the session's new values, the runs to append, the answer."""
 
     session: JsonObject
     turn_seq: int | None
     runs: list[JsonObject]
-    receipt: JsonObject
-    reply: bytes
+    answer: ReceiptRow
     size_bytes: int
     """About how large it is."""
 
@@ -150,17 +165,18 @@ def _parsed(text: str | None, kind: type[Any]) -> Any:  # noqa: ANN401 - an inst
 
 
 def _commit_arguments(rows: Sequence[CommitRow]) -> Sequence[Any]:
+    receipts, replies = _receipts_and_replies([row.answer for row in rows])
     turns = [
         {
             "position": position,
             "session": row.session,
             "turn_seq": row.turn_seq,
             "runs": row.runs,
-            "receipt": row.receipt,
+            "receipt": receipt,
         }
-        for position, row in enumerate(rows, start=1)
+        for position, (row, receipt) in enumerate(zip(rows, receipts, strict=True), start=1)
     ]
-    return [to_json(turns).decode(), [row.reply for row in rows]]
+    return [to_json(turns).decode(), replies]
 
 
 def _outcomes(rows: Sequence[CommitRow], records: Sequence[asyncpg.Record]) -> Sequence[CommitOutcome | Exception]:
@@ -168,17 +184,24 @@ def _outcomes(rows: Sequence[CommitRow], records: Sequence[asyncpg.Record]) -> S
     return [found[position] for position in range(1, len(rows) + 1)]
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptRow:
-    """One answer to keep."""
-
-    receipt: JsonObject
-    reply: bytes
-
-
 def _receipt_arguments(rows: Sequence[ReceiptRow]) -> Sequence[Any]:
-    entries = [row.receipt | {"position": position} for position, row in enumerate(rows, start=1)]
-    return [to_json(entries).decode(), [row.reply for row in rows]]
+    receipts, replies = _receipts_and_replies(rows)
+    return [to_json(receipts).decode(), replies]
+
+
+def _receipts_and_replies(rows: Sequence[ReceiptRow]) -> tuple[list[JsonObject], list[bytes]]:
+    """Return the receipts of some answers, and the bytes that they name by position: the rows' own replies first."""
+    receipts = [row.receipt | {"position": position} for position, row in enumerate(rows, start=1)]
+    replies = [row.reply for row in rows]
+    for row, receipt in zip(rows, receipts, strict=True):
+        if row.others:
+            numbered = enumerate(row.others, start=len(replies) + 1)
+            receipt["others"] = [other.receipt | {"position": position} for position, other in numbered]
+            replies += [other.reply for other in row.others]
+        if row.pause is not None:
+            replies.append(row.pause)
+            receipt["pause"] = {"position": len(replies), "seconds": row.pause_seconds}
+    return receipts, replies
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +270,96 @@ def _step(step: JsonObject, text: bytes | None) -> StepRecord:
         input_tokens=step["input_tokens"],
         output_tokens=step["output_tokens"],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class CoalesceRow:
+    """A request to whose turn others may be joined, and those others."""
+
+    request: RunRequest
+    candidates: tuple[RunRequest, ...]
+
+
+def _coalesce_arguments(rows: Sequence[CoalesceRow]) -> Sequence[Any]:
+    asked: list[bytes] = []
+    leaders = []
+    for position, row in enumerate(rows):
+        candidates = []
+        for one in row.candidates:
+            asked.append(one.model_dump_json(exclude_defaults=True).encode())
+            candidates.append({"number": len(asked), "run_id": one.run_id, "request": one.fingerprint.hex()})
+        leaders.append(
+            {
+                "position": position,
+                "run_id": row.request.run_id,
+                "session_id": row.request.session_id,
+                "user_id": row.request.user_id,
+                "request": row.request.fingerprint.hex(),
+                "candidates": candidates,
+            }
+        )
+    return [to_json(leaders).decode(), asked]
+
+
+def _coalesced(rows: Sequence[CoalesceRow], records: Sequence[asyncpg.Record]) -> Sequence[Coalesced | Exception]:
+    found = {record["position"]: record for record in records}
+    return [
+        Coalesced(
+            tuple(RunRequest.model_validate_json(asked) for asked in found[position]["joined"] or ()),
+            found[position]["cancelled"],
+        )
+        for position in range(len(rows))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class PausesRow:
+    """A request that has to know of its session's paused runs."""
+
+    session_id: str
+    continues: str | None
+
+
+def _pauses(rows: Sequence[PausesRow], records: Sequence[asyncpg.Record]) -> Sequence[Pauses | Exception]:
+    found = {record["position"]: record for record in records}
+    return [_pauses_or_why_not(found[position]) for position in range(len(rows))]
+
+
+def _pauses_or_why_not(record: asyncpg.Record) -> Pauses | Exception:
+    text = record["pause"]
+    try:
+        pause = None if text is None else Pause.model_validate_json(text)
+    except ValueError as error:
+        return StatementRefused(f"the pause can't be read: {type(error).__name__}")
+    return Pauses(record["session_paused"], pause, record["expires_at"])
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueRow:
+    """A run that goes on with a paused one."""
+
+    run_id: str
+    session_id: str
+    fingerprint: bytes
+    continues: str
+
+
+def _continue_arguments(rows: Sequence[ContinueRow]) -> Sequence[Any]:
+    entries = [
+        {
+            "run_id": row.run_id,
+            "session_id": row.session_id,
+            "request": row.fingerprint.hex(),
+            "continues": row.continues,
+        }
+        for row in rows
+    ]
+    return [to_json(entries).decode()]
+
+
+def _continued(rows: Sequence[ContinueRow], records: Sequence[asyncpg.Record]) -> Sequence[Exception | None]:
+    found = {record["run_id"] for record in records}
+    return [None if row.run_id in found else ClaimOutdated("the paused run was dropped since") for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +540,29 @@ CANCELLED_RUNS: Final = Statement[tuple[str, ...], frozenset[Cancellation]](
     text=sql.CANCELLED_RUNS,
     arguments=lambda rows: [[run_id for run_ids in rows for run_id in run_ids]],
     results=_cancelled,
+    droppable=True,
+)
+COALESCE: Final = Statement[CoalesceRow, Coalesced](
+    name="coalesce",
+    text=sql.COALESCE_RUNS,
+    arguments=_coalesce_arguments,
+    results=_coalesced,
+    droppable=True,
+)
+READ_PAUSES: Final = Statement[PausesRow, Pauses](
+    name="read_pauses",
+    text=sql.READ_PAUSES,
+    arguments=lambda rows: [
+        to_json([{"position": position} | asdict(row) for position, row in enumerate(rows)]).decode()
+    ],
+    results=_pauses,
+    droppable=True,
+)
+CONTINUE_RUN: Final = Statement[ContinueRow, None](
+    name="continue_run",
+    text=sql.CONTINUE_RUNS,
+    arguments=_continue_arguments,
+    results=_continued,
     droppable=True,
 )
 COUNT_ATTEMPT: Final = Statement[StartRow, int](

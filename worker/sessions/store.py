@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from schemas.replies import RunReply
-from schemas.requests import RunRequest
+from schemas.requests import OnBusy, RunRequest
 from worker.errors import (
     ClaimOutdated,
     LaneLost,
@@ -21,19 +21,24 @@ from worker.errors import (
     SessionDeleted,
     StoreUnavailable,
 )
+from worker.executors.asked import asked_again, asked_together
 from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
+from worker.executors.pauses import Origin, Pause
 from worker.executors.turn import JsonObject, Usage
 from worker.sessions import statements
-from worker.sessions.claim import Claim, Earlier
+from worker.sessions.claim import Claim, Coalesced, Earlier, Pauses
 from worker.sessions.lanes import Lane, LaneConnection
 from worker.sessions.lock_table import LockBudget
 from worker.sessions.statements import (
     BeginRow,
     Cancellation,
     ClaimRow,
+    CoalesceRow,
     CommitOutcome,
     CommitRow,
+    ContinueRow,
+    PausesRow,
     ReceiptRow,
     StartRow,
     StepsRow,
@@ -56,6 +61,15 @@ LANES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer to a request, and the bytes that are sent."""
+
+    request: RunRequest
+    reply: RunReply
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimedSession:
     """A session whose lock is held, and the one connection that may write it."""
 
@@ -68,6 +82,23 @@ class ClaimedSession:
     def next_turn(self) -> int:
         """The number that this turn has if it is committed."""
         return 1 if self.claim.session is None else self.claim.session.turn_seq + 1
+
+    @property
+    def asked(self) -> RunRequest:
+        """What the turn is asked: the request's own, with those of the requests that joined it.
+
+        Of one that continues another run, what that was asked.
+        """
+        origin = self.origin
+        return asked_together(self.request, self.claim.joined) if origin is None else asked_again(self.request, origin)
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the turn began as, with what was decided since, if it goes on with a paused run."""
+        pauses = self.claim.pauses
+        if self.request.continues is None or pauses is None or pauses.pause is None:
+            return None
+        return pauses.pause.decided(self.request.decisions)
 
     def telling_of_loss(self, told: Callable[[], None]) -> AbstractContextManager[None]:
         """Have `told` called when the session's lock is lost during the block, or was before."""
@@ -84,6 +115,23 @@ class ClaimedSession:
         """
         row = BeginRow(self.request.run_id, self.request.session_id, self.request.fingerprint, outlived)
         return await self._lane.submit(statements.BEGIN_ATTEMPT, row)
+
+    async def coalesce(self, candidates: Sequence[RunRequest]) -> Coalesced:
+        """Store which of the candidates join the turn, and return them; of one that was joined before, those it has."""
+        row = CoalesceRow(self.request, tuple(candidates))
+        return await self._lane.submit(statements.COALESCE, row)
+
+    async def pauses(self) -> Pauses:
+        """Return what the request has to know of its session's paused runs."""
+        row = PausesRow(self.request.session_id, self.request.continues)
+        return await self._lane.submit(statements.READ_PAUSES, row)
+
+    async def continue_paused(self) -> None:
+        """Take over what the run has recorded that the request continues. Raises ClaimOutdated if that is gone."""
+        request = self.request
+        if request.continues is not None:
+            row = ContinueRow(request.run_id, request.session_id, request.fingerprint, request.continues)
+            await self._lane.submit(statements.CONTINUE_RUN, row)
 
     async def whole_runs(self, run_ids: Sequence[str]) -> tuple[JsonObject, ...]:
         """Return runs of the session as they are stored, each after its members' runs; see Turn.whole_history."""
@@ -103,10 +151,21 @@ class ClaimedSession:
         row = StepsRow(self.request.run_id, self.request.fingerprint, tuple(steps))
         await self._writes.persistently(lambda: self._lane.submit(statements.RECORD_STEPS, row))
 
-    async def commit(self, reply: RunReply, body: bytes, turn: FinishedTurn, *, size_bytes: int = 0) -> None:
+    async def commit(
+        self,
+        reply: RunReply,
+        body: bytes,
+        turn: FinishedTurn,
+        *,
+        others: Sequence[Answer] = (),
+        pause: tuple[Pause, float] | None = None,
+        size_bytes: int = 0,
+    ) -> None:
         """Store the turn in one transaction: session row, runs, receipt with the body that is sent.
 
-        `size_bytes` is how large it is, where that body does not have all of it.
+        `others` are the answers to the requests that joined it; `size_bytes` is how large it is, where the body does
+        not have all of it. A paused run leaves its `pause`, and waits for so many seconds to be continued.
+
         Raises SessionDeleted (nothing is stored, and nothing resurrected), ClaimOutdated (somebody else wrote the
         session or took the run_id: claim again), StatementRefused (what the turn left can't be stored), and
         LaneLost, after which only a new claim can tell whether it was stored.
@@ -116,9 +175,8 @@ class ClaimedSession:
             session=self._session(reply, turn),
             turn_seq=None if session is None else session.turn_seq,
             runs=self._runs(reply, turn),
-            receipt=self._receipt(reply),
-            reply=body,
-            size_bytes=max(size_bytes, len(body)),
+            answer=self._answer(reply, body, others, pause),
+            size_bytes=max(size_bytes, len(body)) + sum(len(other.body) for other in others),
         )
         outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
         if outcome is CommitOutcome.DELETED:
@@ -126,13 +184,13 @@ class ClaimedSession:
         if outcome is CommitOutcome.STALE:
             raise ClaimOutdated("the session was written by another program since the claim")
 
-    async def keep_answer(self, reply: RunReply, body: bytes) -> None:
+    async def keep_answer(self, reply: RunReply, body: bytes, others: Sequence[Answer] = ()) -> None:
         """Store an answer without a run: of a refusal that depended on the moment, or for a deleted session."""
-        row = ReceiptRow(receipt=self._receipt(reply), reply=body)
+        row = self._answer(reply, body, others)
         await self._writes.persistently(lambda: self._lane.submit(statements.STORE_RECEIPT, row))
 
     def _session(self, reply: RunReply, turn: FinishedTurn) -> dict[str, Any]:
-        request, target = self.request, self.request.target
+        request, target = self.asked, self.request.target
         return {
             "session_id": request.session_id,
             "session_type": target.type.value,
@@ -149,24 +207,20 @@ class ClaimedSession:
 
     def _runs(self, reply: RunReply, turn: FinishedTurn) -> list[dict[str, Any]]:
         """Return the runs in the order of their indexes: a member's run comes before the run it belongs to."""
-        request = self.request
+        request = self.asked
         members = [
             {"type": member.member.type.value, "data": member_run_data(request, member)} for member in turn.member_runs
         ]
-        own = run_data(request, reply, turn)
+        own = run_data(request, reply, turn, answers=[joined.run_id for joined in self.claim.joined])
         return [*members, {"type": request.target.type.value, "data": own}]
 
-    def _receipt(self, reply: RunReply) -> dict[str, Any]:
-        request, target = self.request, self.request.target
-        return {
-            "run_id": request.run_id,
-            "session_id": request.session_id,
-            "user_id": request.user_id,
-            "target_type": target.type.value,
-            "target_id": target.id,
-            "fingerprint": request.fingerprint.hex(),
-            "status": reply.status.value,
-        }
+    def _answer(
+        self, reply: RunReply, body: bytes, others: Sequence[Answer], pause: tuple[Pause, float] | None = None
+    ) -> ReceiptRow:
+        joined = tuple(ReceiptRow(_receipt(other.request, other.reply), other.body) for other in others)
+        left, seconds = pause or (None, 0.0)
+        text = None if left is None else left.model_dump_json().encode()
+        return ReceiptRow(_receipt(self.request, reply), body, joined, text, seconds)
 
 
 class SessionStore:
@@ -273,6 +327,24 @@ class SessionStore:
 
     def _lane_of(self, session_id: str) -> Lane:
         return self._lanes[zlib.crc32(session_id.encode()) % len(self._lanes)]
+
+
+def _receipt(request: RunRequest, reply: RunReply) -> dict[str, Any]:
+    target = request.target
+    receipt: dict[str, Any] = {
+        "run_id": request.run_id,
+        "session_id": request.session_id,
+        "user_id": request.user_id,
+        "target_type": target.type.value,
+        "target_id": target.id,
+        "fingerprint": request.fingerprint.hex(),
+        "status": reply.status.value,
+    }
+    if request.continues is not None:
+        receipt["continues"] = request.continues
+    if request.on_busy is OnBusy.COALESCE:
+        receipt["others"] = []  # whoever joined it does so no longer
+    return receipt
 
 
 def _unlock(lane: LaneConnection, session_id: str, then: Callable[[], None]) -> None:

@@ -1,10 +1,12 @@
 """Runs and sessions in the layout that Agno 3 reads and writes. Pure: values in, JSON objects out.
 
-The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`) it ignores.
+The keys are Agno's; those that it does not know (`error`, `turn`, `attempt`, `answers`, `continues`, `decisions`,
+`approvals`) it ignores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -73,8 +75,8 @@ class FinishedTurn:
     """What else is stored of the run; see Turn.details."""
 
 
-def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn) -> JsonObject:
-    """Return the stored form of a request's own run.
+def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn, *, answers: Sequence[str] = ()) -> JsonObject:
+    """Return the stored form of a request's own run; `answers` are the runs of the requests that joined it.
 
     A team's run must not have the key agent_id, not even as null: Agno would read it as an agent's.
     """
@@ -100,6 +102,13 @@ def run_data(request: RunRequest, reply: RunReply, turn: FinishedTurn) -> JsonOb
         stored["step_results"] = [_step_output(result) for result in turn.step_results]
     else:
         stored["member_responses"] = []
+    if answers:
+        stored["answers"] = list(answers)
+    if request.continues is not None:
+        stored["continues"] = request.continues
+        stored["decisions"] = [decision.model_dump(mode="json") for decision in request.decisions]
+    if reply.approvals:
+        stored["approvals"] = [approval.model_dump(mode="json") for approval in reply.approvals]
     if request.metadata:
         stored["metadata"] = request.metadata
     if reply.error is not None:

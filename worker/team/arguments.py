@@ -39,6 +39,7 @@ from worker.executors.arguments import (
     target_of,
 )
 from worker.executors.json_values import MAX_STATE_BYTES, as_json, json_text
+from worker.executors.pauses import WhilePaused
 from worker.executors.turn import Turn
 from worker.operations.logging import Redaction, secrets_in
 from worker.team.agent_run import AnyAgent
@@ -125,6 +126,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "add_session_state_to_context": FLAG,
     "enable_agentic_state": FLAG,
     "journal": FLAG,
+    "while_paused": one_of(*get_args(WhilePaused)),
+    "pause_timeout": SECONDS,
 }
 """By the parameter's name. `id`, `agent` and `session_summary` are checked by what they are made into."""
 

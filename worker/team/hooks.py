@@ -29,13 +29,14 @@ from pydantic_ai.messages import (
     ToolReturnPart,
 )
 from pydantic_ai.models import ModelRequestContext
-from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_ai.toolsets import AbstractToolset
 from typing_extensions import override
 
 from worker.cancellation import was_cancelled
 from worker.errors import ToolFailed, TurnFailed
 from worker.executors.json_values import clean, cleaned_json
+from worker.team.approvals import decided
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
 from worker.team.streaming import is_watched, tell
@@ -178,6 +179,12 @@ class TurnHooks(AbstractCapability[Any]):
         if isinstance(error, TurnFailed | AgentRunError | ModelRetry):
             raise error
         raise _tool_failed(tool_def.name, error) from error
+
+    @override
+    async def handle_deferred_tool_calls(
+        self, ctx: RunContext[Any], *, requests: DeferredToolRequests
+    ) -> DeferredToolResults:
+        return decided(ctx, requests)
 
     @override
     def get_wrapper_toolset(self, toolset: AbstractToolset[Any]) -> AbstractToolset[Any]:

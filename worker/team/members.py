@@ -21,6 +21,7 @@ from worker.cancellation import was_cancelled
 from worker.errors import ExecutorFailed, TurnFailed
 from worker.executors.arguments import target_of
 from worker.executors.json_values import as_json
+from worker.executors.pauses import Pending, RunPaused
 from worker.executors.turn import MemberRun, Turn, text_of
 from worker.team.agent_run import AgentRunner, AnyAgent, checked_model
 from worker.team.budget import Budget
@@ -72,7 +73,7 @@ class Members:
         return await together([self._finished(member, run, leader, budget) for member, run in begun])
 
     async def _finished(self, member: Member, run: MemberRun, leader: Turn, budget: Budget) -> MemberRun:
-        part = leader.part(f"{member.target.id}[{run.run_id[:8]}]", run.run_id, run.input, run.messages)
+        part = leader.part(f"{member.target.id}[{run.origin_id[:8]}]", run)
         if not self.see_history:
             part.history, part.summary = (), None
         if self.may_fail and (failure := part.steps.failure_before()) is not None:
@@ -92,13 +93,15 @@ class Members:
 
 def begun_run(parent: Turn, target: Target, name: str, given: Input, call: str) -> MemberRun:
     """Add a run that begins now to those of the turn, and return it. `call` makes its id."""
+    run_id, origin_id = _new_run_ids(parent, call)
     run = MemberRun(
-        run_id=_new_run_id(parent, call),
+        run_id=run_id,
         parent_run_id=parent.run_id,
         member=target,
         name=name,
         input=given,
         created_at=int(time.time()),
+        origin_id=origin_id,
     )
     parent.member_runs.append(run)
     return run
@@ -112,8 +115,12 @@ async def finish(run: MemberRun, member: Member, part: Turn, budget: Budget) -> 
         run.status = RunStatus.COMPLETED
     except GeneratorExit:
         raise
+    except RunPaused as paused:
+        run.status = RunStatus.PAUSED
+        raise RunPaused([_of_member(member, one) for one in paused.pending]) from None
     except BaseException as error:
         if isinstance(error, asyncio.CancelledError) and was_cancelled():
+            run.content = "".join(part.written) or None
             raise
         # Whatever else it is: sys.exit(), or the cancellation of something that it awaited.
         run.status = RunStatus.ERROR
@@ -132,19 +139,41 @@ def failure_of(what: str, error: BaseException) -> TurnFailed:
     return ExecutorFailed(f"{what} raised {type(error).__name__}")
 
 
+def _of_member(member: Member, pending: Pending) -> Pending:
+    """Return what a member's run waits for; what one below it waits for says whose it is."""
+    approval = pending.approval
+    if approval.member_id is not None:
+        return pending
+    return pending.model_copy(update={"approval": approval.model_copy(update={"member_id": member.target.id})})
+
+
 async def together(running: Sequence[Coroutine[Any, Any, MemberRun]]) -> list[MemberRun]:
-    """Await runs side by side; the first that fails ends the others, and is raised."""
+    """Await runs side by side; the first that fails ends the others, and is raised.
+
+    One that pauses doesn't end them: all that they wait for is raised together when the others have ended.
+    """
     # Not a TaskGroup: in Python 3.11 and 3.12 one that fails leaves its caller's task marked as cancelled.
-    tasks = [asyncio.create_task(one) for one in running]
+    tasks = [asyncio.create_task(_or_pending(one)) for one in running]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
         for task in done:
             task.result()
-        return [task.result() for task in tasks]
+        ended = [task.result() for task in tasks]
+        pending = [one for paused in ended if isinstance(paused, tuple) for one in paused]
+        if pending:
+            raise RunPaused(pending)
+        return [run for run in ended if isinstance(run, MemberRun)]
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _or_pending(running: Coroutine[Any, Any, MemberRun]) -> MemberRun | tuple[Pending, ...]:
+    try:
+        return await running
+    except RunPaused as paused:
+        return paused.pending
 
 
 def told(runs: Sequence[MemberRun]) -> str:
@@ -182,18 +211,23 @@ def agent_member(where: str, agent: AnyAgent, model: Model | None, model_retries
     )
 
 
-def _new_run_id(leader: Turn, call: str) -> str:
+def _new_run_ids(leader: Turn, call: str) -> tuple[str, str]:
     """Return an id that is the same in every attempt: the call's id is in the leader's recorded answer.
 
     Nobody can take it first who knows only the request's run_id. Some providers use a call's id again within a run; its
-    uses are counted.
+    uses are counted. The second is what it was when the turn was begun that this one goes on with.
     """
     taken = {run.run_id for run in leader.member_runs}
     for use in itertools.count():
-        run_id = str(uuid.uuid5(_RUN_IDS, f"{leader.id_seed}/{leader.run_id}/{call}#{use}"))
+        run_id = _run_id(leader.id_seed, leader.run_id, call, use)
         if run_id not in taken:
-            return run_id
+            origin = leader.origin
+            return run_id, run_id if origin is None else _run_id(origin.id_seed, leader.origin_id, call, use)
     raise AssertionError("itertools.count ended")
+
+
+def _run_id(seed: str, leader: str, call: str, use: int) -> str:
+    return str(uuid.uuid5(_RUN_IDS, f"{seed}/{leader}/{call}#{use}"))
 
 
 def members_first(runs: Sequence[MemberRun]) -> list[MemberRun]:

@@ -13,6 +13,7 @@ from pydantic_ai.output import ToolOutput
 from schemas.requests import Input
 from worker.executors.turn import Turn
 from worker.team.agent_run import AgentRunner
+from worker.team.approvals import or_deferred
 from worker.team.budget import Budget
 from worker.team.history import prompt, with_text
 from worker.team.members import Member, Members, answer_of, told
@@ -56,7 +57,8 @@ def delegation_tools(members: Members) -> list[Tool[Turn]]:
         """
         if member_id not in members.by_id:
             raise ModelRetry(_no_such_member(member_id, members.by_id))
-        run = await members.run(member_id, task, context.deps, _budget(context), call=context.tool_call_id or "")
+        call = context.tool_call_id or ""
+        run = await or_deferred(members.run(member_id, task, context.deps, _budget(context), call=call))
         return answer_of(run)
 
     async def delegate_to_all(context: RunContext[Turn], task: str) -> str:
@@ -67,7 +69,8 @@ def delegation_tools(members: Members) -> list[Tool[Turn]]:
             task: Everything that the members need to know to do it.
 
         """
-        runs = await members.run_all(task, context.deps, _budget(context), call=context.tool_call_id or "")
+        call = context.tool_call_id or ""
+        runs = await or_deferred(members.run_all(task, context.deps, _budget(context), call=call))
         return told(runs)
 
     # The leader's tool_timeout is for its tools; members have their own time.

@@ -10,6 +10,7 @@ from pydantic_ai import Agent
 from pydantic_ai.usage import UsageLimits
 
 from schemas.ids import SessionType
+from worker.executors.pauses import DEFAULT_PAUSE_SECONDS, PauseRules, WhilePaused
 from worker.executors.turn import Turn
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AgentRunner, AnyAgent, checked_model, model_name_of
 from worker.team.arguments import check_agent, check_tool_names, checked_target
@@ -38,6 +39,8 @@ class SingleAgent:
         enable_agentic_state: As for a Team.
         journal: As for a Team.
         session_summary: As for a Team.
+        while_paused: As for a Team.
+        pause_timeout: As for a Team.
 
     """
 
@@ -55,6 +58,8 @@ class SingleAgent:
         enable_agentic_state: bool = False,
         journal: bool = True,
         session_summary: SessionSummary | bool = False,
+        while_paused: WhilePaused = "accept",
+        pause_timeout: float = DEFAULT_PAUSE_SECONDS,
     ) -> None:
         if not isinstance(agent, Agent):
             raise ValueError(f"SingleAgent needs a pydantic-ai Agent, not {type(agent).__name__}")  # noqa: TRY004 - as in Team
@@ -67,6 +72,7 @@ class SingleAgent:
         self.name = agent.name or called
         self.history_runs = history_runs
         self.journal = journal
+        self.pause_rules = PauseRules(while_paused, pause_timeout)
         model = checked_model(agent)
         if model is None:
             raise ValueError(f"{where} has no model")

@@ -53,9 +53,14 @@ def tell(event: object) -> None:
     if turn is None:
         return
     match event:
-        case PartStartEvent(part=TextPart(content=text)) | PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
-            if text:
-                turn.tell("content_delta", text=text)
+        case PartStartEvent(index=0, part=part) if not isinstance(part, TextPart):
+            turn.written.clear()
+        case PartStartEvent(index=index, part=TextPart(content=text)):
+            if index == 0:
+                turn.written.clear()
+            _tell_text(turn, text)
+        case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
+            _tell_text(turn, text)
         case FunctionToolCallEvent(part=call) if call.tool_name != DELEGATING:
             arguments = call.args_as_dict() if call.args else {}
             turn.tell("tool_call_started", tool=call.tool_name, call_id=call.tool_call_id, arguments=arguments)
@@ -64,3 +69,9 @@ def tell(event: object) -> None:
             turn.tell("tool_call_finished", tool=result.tool_name, call_id=result.tool_call_id, failed=failed)
         case _:
             pass
+
+
+def _tell_text(turn: Turn, text: str) -> None:
+    if text:
+        turn.written.append(text)
+        turn.tell("content_delta", text=text)

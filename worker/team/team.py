@@ -22,6 +22,7 @@ from pydantic_ai.usage import UsageLimits
 
 from schemas.ids import SessionType
 from schemas.requests import Input
+from worker.executors.pauses import DEFAULT_PAUSE_SECONDS, PauseRules, WhilePaused
 from worker.executors.turn import Turn
 from worker.team.agent_run import (
     DEFAULT_MODEL_RETRIES,
@@ -92,6 +93,9 @@ class Team:
             another attempt of a turn whose worker died does not make them again.
         session_summary: Whether a summary of the session is written after its turns, and shown to the leader instead
             of the runs before the history: True, or a SessionSummary.
+        while_paused: What happens to a session's other requests while a run of it waits for somebody to approve a tool
+            call: "accept": they are taken; "refuse": they are refused as `session_paused`.
+        pause_timeout: Seconds that such a run waits; continued later, it is `pause_expired`. By default a week.
 
     """
 
@@ -126,6 +130,8 @@ class Team:
         enable_agentic_state: bool = False,
         journal: bool = True,
         session_summary: SessionSummary | bool = False,
+        while_paused: WhilePaused = "accept",
+        pause_timeout: float = DEFAULT_PAUSE_SECONDS,
     ) -> None:
         where = f"team {id!r}"
         self.target = checked_target(SessionType.TEAM, id, locals())
@@ -133,6 +139,7 @@ class Team:
         self.description = description
         self.history_runs = history_runs
         self.journal = journal
+        self.pause_rules = PauseRules(while_paused, pause_timeout)
         self._mode = mode
         self._limits = TurnLimits.of(usage_limits, timeout, session_state)
         answering = _model(where, model, fallback_models, model_concurrency)

@@ -18,6 +18,7 @@ from schemas.replies import RunStatus
 from schemas.requests import Input, TextPart
 from worker.executors.arguments import TEXT, check_one, takes
 from worker.executors.json_values import as_json
+from worker.executors.pauses import DEFAULT_PAUSE_SECONDS, PauseRules, WhilePaused
 from worker.executors.turn import StepResult, Turn, text_of
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent
 from worker.team.arguments import check_agent, checked_target
@@ -61,6 +62,8 @@ class Workflow:
         add_history_to_steps: Whether agents and teams are shown them.
         session_state: As for a Team.
         journal: As for a Team; `turn.step` in a function is a step as well.
+        while_paused: As for a Team.
+        pause_timeout: As for a Team.
 
     """
 
@@ -77,12 +80,15 @@ class Workflow:
         add_history_to_steps: bool = False,
         session_state: Mapping[str, Any] | None = None,
         journal: bool = True,
+        while_paused: WhilePaused = "accept",
+        pause_timeout: float = DEFAULT_PAUSE_SECONDS,
     ) -> None:
         where = f"workflow {id!r}"
         self.target = checked_target(SessionType.WORKFLOW, id, locals())
         self.name = name or id
         self.history_runs = history_runs
         self.journal = journal
+        self.pause_rules = PauseRules(while_paused, pause_timeout)
         self.model_name = None
         self.summarizer = None
         self._limits = TurnLimits.of(usage_limits, timeout, session_state)
@@ -109,7 +115,7 @@ class _MemberStep:
 
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], budget: Budget) -> JsonValue:
         run = begun_run(turn, self.member.target, self.member.name, _given(turn.parts, results), self.name)
-        part = turn.part(self.name, run.run_id, run.input, run.messages)
+        part = turn.part(self.name, run)
         if not self.see_history:
             part.history = ()
         part.results = _results(results)
@@ -129,7 +135,7 @@ class _FunctionStep:
     function: StepFunction
 
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
-        part = turn.part(self.name, turn.run_id, turn.parts, [])
+        part = turn.within(self.name)
         part.results = _results(results)
         status, content = RunStatus.CANCELLED, None
         try:

@@ -6,9 +6,10 @@ admitted.
 
     reject      refused with `session_busy`, at once and not in its place
     interrupt   the earlier ones of its user are cancelled, as by a control message; then it is taken in its place
+    coalesce    it waits, and becomes one turn with those that wait beside it; see coalescing
 
-Either is decided by what a claim finds, which the session's lock does not keep out: it is re-entrant within a worker,
-and nothing of the session is written. Where another worker has the lock, it is decided in the request's place.
+The first two are decided by what a claim finds, which the session's lock does not keep out: it is re-entrant within a
+worker, and nothing of the session is written. Where another worker has the lock, it is decided in the request's place.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from worker.replies.in_order import RepliesInOrder
 from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 from worker.turns.ending import Ending
+from worker.turns.pausing import with_pauses
+from worker.turns.telling import PublishEvent, tell_answer
 
 _log = structlog.get_logger()
 
@@ -35,7 +38,15 @@ _log = structlog.get_logger()
 class BusySessions:
     """Looks at requests that came behind unfinished ones, beside the session's turns."""
 
-    def __init__(self, sessions: SessionStore, executors: Executors, replies: RepliesInOrder, ending: Ending) -> None:
+    def __init__(
+        self,
+        sessions: SessionStore,
+        executors: Executors,
+        replies: RepliesInOrder,
+        ending: Ending,
+        publish: PublishEvent,
+    ) -> None:
+        self._publish = publish
         self._sessions = sessions
         self._executors = executors
         self._replies = replies
@@ -70,17 +81,21 @@ class BusySessions:
 
     async def _judge(self, received: RequestDelivery, earlier: Sequence[RequestDelivery]) -> None:
         request = received.request
-        async with self._sessions.claimed(request, 0) as claimed:
+        executor = self._executors.get(request.target)
+        async with self._sessions.claimed(request, 0) as bare:
+            claimed = await with_pauses(bare, executor)
             decision = decide(
                 request,
                 claimed.claim,
-                target_known=request.target in self._executors,
+                target_known=executor is not None,
                 forbidden_property=received.delivery.forbidden_property(),
                 busy=True,
             )
             if isinstance(decision, Refuse) and decision.stored and received.alive:
                 body = await self._ending.refused(claimed, decision, received.delivery.published)
                 received.settled = True
+                if decision.may_be_told:
+                    tell_answer(self._publish, request, body)
                 self._replies.send(body, received, then=lambda: None)
             elif isinstance(decision, Execute) and request.on_busy is OnBusy.INTERRUPT and not claimed.claim.attempts:
                 await self._interrupt(received, earlier)

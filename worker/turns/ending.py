@@ -12,9 +12,10 @@ from schemas.replies import RunReply, RunStatus
 from worker.decide import Refuse
 from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
+from worker.executors.pauses import PauseRules
 from worker.executors.turn import Executor, Turn, TurnContext
-from worker.replies.answers import Timing, body_of, finished, rejected, shortened
-from worker.sessions.store import ClaimedSession
+from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
+from worker.sessions.store import Answer, ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
 
 LARGEST_REPLY_BYTES: Final = 15 * 2**20
@@ -64,11 +65,11 @@ class Ending:
         except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
             _log.error("result_refused", reason=str(error), exc_info=error)
-            turn = new_turn(request, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
+            turn = new_turn(claimed.asked, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
             unstorable = failed(InvalidResult("the result can't be stored"))
             reply = finished(request, turn, unstorable, number=None, timing=timing)
             body = body_of(reply)
-            await claimed.keep_answer(reply, body)
+            await claimed.keep_answer(reply, body, self._others(claimed, reply))
         _log.info(
             "turn_finished",
             target=str(request.target),
@@ -101,11 +102,27 @@ class Ending:
         )
         sent = self._to_send(reply)
         try:
-            await claimed.commit(reply, body_of(sent), left, size_bytes=len(body))
+            await claimed.commit(
+                reply,
+                body_of(sent),
+                left,
+                others=self._others(claimed, sent),
+                pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
+                size_bytes=len(body),
+            )
         except SessionDeleted as error:
             sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
-            await claimed.keep_answer(sent, body_of(sent))
+            await claimed.keep_answer(sent, body_of(sent), self._others(claimed, sent))
         return sent, body_of(sent)
 
-    def _to_send(self, reply: RunReply) -> RunReply:
-        return shortened(reply, largest_bytes=LARGEST_REPLY_BYTES, schema=self._schema)
+    def _others(self, claimed: ClaimedSession, sent: RunReply) -> list[Answer]:
+        """Return the answers to the requests that joined the turn; together they are no larger than one may be."""
+        joined = claimed.claim.joined
+        if not joined:
+            return []
+        share_bytes = min(LARGEST_REPLY_BYTES, LARGEST_RESULT_BYTES // len(joined))
+        replies = [self._to_send(answered_with(sent, request), share_bytes) for request in joined]
+        return [Answer(request, reply, body_of(reply)) for request, reply in zip(joined, replies, strict=True)]
+
+    def _to_send(self, reply: RunReply, largest_bytes: int = LARGEST_REPLY_BYTES) -> RunReply:
+        return shortened(reply, largest_bytes=largest_bytes, schema=self._schema)

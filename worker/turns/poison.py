@@ -16,10 +16,10 @@ from schemas.errors import ErrorCode
 from schemas.replies import RunReply, RunStatus
 from worker.errors import AttemptsExhausted
 from worker.executors.attempt import Outcome, failed, new_turn
-from worker.executors.turn import Turn, TurnContext, Usage
+from worker.executors.turn import Turn, TurnContext
 from worker.intake.forwarding import ATTEMPTS_HEADER, STEPS_HEADER, TOKENS_HEADER
 from worker.sessions.store import ClaimedSession
-from worker.turns.starts import finished_steps
+from worker.turns.starts import finished_steps, used_by
 
 _SUSPECT_AFTER: Final = 2
 
@@ -44,13 +44,9 @@ async def given_up(claimed: ClaimedSession) -> tuple[Turn, Outcome]:
     """Return the turn of a run that is given up, with what its attempts have spent, and its outcome."""
     claim = claimed.claim
     steps = finished_steps(await claimed.begin_attempt())
-    turn = new_turn(claimed.request, claim.session, TurnContext(claim.database_time), attempt=claim.attempts)
-    turn.usage = Usage(
-        input_tokens=sum(step.input_tokens for step in steps),
-        output_tokens=sum(step.output_tokens for step in steps),
-        model_requests=sum("model.request#" in step.key for step in steps),
-        tool_calls=sum("tool:" in step.key for step in steps),
-    )
+    turn = new_turn(claimed.asked, claim.session, TurnContext(claim.database_time), attempt=claim.attempts)
+    # What it goes on with was used by the runs before it.
+    turn.usage = used_by([step for step in steps if step.attempt > 0])
     message = f"{claim.fruitless} of {claim.attempts} attempts came to nothing: their workers died"
     return turn, failed(AttemptsExhausted(message))
 

@@ -7,7 +7,7 @@ is known here from before its claim on, so that nothing falls in between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -29,10 +29,19 @@ class Run:
     """One run that the worker is at."""
 
     def __init__(self, request: RunRequest) -> None:
-        self._request = request
+        self._requests: tuple[RunRequest, ...] = (request,)
         self._journal: Journal | None = None
         self.cancelled = False
         """Whether its user does not want it any more."""
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Return the runs that it answers, its own first."""
+        return [request.run_id for request in self._requests]
+
+    def answers(self, joined: Sequence[RunRequest]) -> None:
+        """Say which requests are part of its turn: whoever cancels one of them cancels it."""
+        self._requests = (self._requests[0], *joined)
 
     @contextmanager
     def attempted(self, journal: Journal) -> Iterator[None]:
@@ -47,11 +56,12 @@ class Run:
 
     def tell(self, said: frozenset[Cancellation]) -> None:
         """Cancel the run if that was said of it."""
-        request = self._request
-        if self.cancelled or Cancellation(request.run_id, request.session_id, request.user_id) not in said:
+        requests = self._requests
+        mine = {Cancellation(request.run_id, request.session_id, request.user_id) for request in requests}
+        if self.cancelled or mine.isdisjoint(said):
             return
         self.cancelled = True
-        _log.info("run_cancelled", run_id=request.run_id, session_id=request.session_id)
+        _log.info("run_cancelled", run_id=requests[0].run_id, session_id=requests[0].session_id)
         if self._journal is not None:
             self._stop(self._journal)
 
@@ -66,7 +76,7 @@ class RunningRuns:
     def __init__(self, sessions: SessionStore) -> None:
         """To be made before the lanes are opened."""
         self._sessions = sessions
-        self._runs: dict[Run, str] = {}
+        self._runs: set[Run] = set()
         self._told = asyncio.Event()
         sessions.first_lane.listen(CHANNEL, self._told.set)
 
@@ -74,11 +84,11 @@ class RunningRuns:
     def entered(self, request: RunRequest) -> Iterator[Run]:
         """Be at a run for the block."""
         run = Run(request)
-        self._runs[run] = request.run_id
+        self._runs.add(run)
         try:
             yield run
         finally:
-            del self._runs[run]
+            self._runs.remove(run)
 
     async def run(self) -> None:
         """Cancel what is said to be cancelled, until the task is."""
@@ -88,7 +98,7 @@ class RunningRuns:
             if not self._runs:
                 continue
             try:
-                said = await self._sessions.cancelled(list(self._runs.values()))
+                said = await self._sessions.cancelled([run_id for run in self._runs for run_id in run.run_ids])
             except StoreUnavailable:
                 # The next connection tells as well; a statement that waited too long is asked again.
                 await asyncio.sleep(_RETRY_SECONDS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from structlog.contextvars import bind_contextvars
@@ -16,19 +17,18 @@ from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, StoreUnavailable
 from worker.executors.attempt import new_turn
 from worker.executors.events import Events
-from worker.executors.journal import ENDED, Journal, StepRecord
-from worker.executors.turn import Executor, Turn, TurnContext
+from worker.executors.journal import ENDED, GIVEN_BACK_ATTEMPT, Journal, StepRecord
+from worker.executors.pauses import Origin, Used
+from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import RequestDelivery
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.store import ClaimedSession, SessionStore
+from worker.turns.telling import PublishEvent, tell_joined
 
 _RECORD_AFTER_SECONDS: Final = 0.05
 _UNCOUNT_SECONDS: Final = 2.0
 _OUTAGE_SECONDS: Final = 600.0
 _RETRY_SECONDS: Final = 1.0
-
-PublishEvent = Callable[[RunRequest, dict[str, Any]], None]
-"""Publish an event's fields for a run. It doesn't wait, and never fails."""
 
 _log = structlog.get_logger()
 
@@ -43,7 +43,8 @@ async def begun_turn(
     """
     request, claim = claimed.request, claimed.claim
     earlier = Earlier(attempt=1)
-    if begins_recorded(claim, received):
+    await claimed.continue_paused()
+    if begins_recorded(claimed, received):
         earlier = await claimed.begin_attempt(outlived=received.outlived)
         received.outlived = 0
     received.attempts = max(earlier.attempt, received.attempts + 1)
@@ -60,8 +61,10 @@ async def begun_turn(
         recorded=earlier.steps,
         context=given.as_json,
     )
-    turn = new_turn(request, claim.session, given, attempt=received.attempts, journal=kept)
+    origin = None if claimed.origin is None else _with_given_back(claimed.origin, earlier)
+    turn = new_turn(claimed.asked, claim.session, given, attempt=received.attempts, journal=kept, origin=origin)
     turn.events = _events_of(request, publish, turn.attempt)
+    tell_joined(publish, claim.joined, answered_by=request.run_id, attempt=turn.attempt)
     kept.changed = lambda change: turn.events.tell("state_changed", changed=change.values, removed=change.removed)
     turn.events.tell("run_started", resumed_behind=behind)
     if given.history and getattr(executor, "whole_history", False):
@@ -69,9 +72,11 @@ async def begun_turn(
     return turn
 
 
-def begins_recorded(claim: Claim, received: RequestDelivery) -> bool:
+def begins_recorded(claimed: ClaimedSession, received: RequestDelivery) -> bool:
     """Whether an attempt's start is recorded before anything else of it; else it is beside its execution."""
-    return claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered or received.request.stream
+    request = claimed.request
+    begun_before = claimed.claim.attempts > 0 or received.attempts > 0 or received.delivery.redelivered
+    return begun_before or request.stream or request.continues is not None
 
 
 def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Events:
@@ -81,6 +86,24 @@ def _events_of(request: RunRequest, publish: PublishEvent, attempt: int) -> Even
 def finished_steps(earlier: Earlier) -> list[StepRecord]:
     """Return the steps that earlier attempts have recorded the end of."""
     return [step for step in earlier.steps if step.state in ENDED]
+
+
+def used_by(steps: Sequence[StepRecord]) -> Usage:
+    """Return what some steps have used, as far as their records say."""
+    return Usage(
+        input_tokens=sum(step.input_tokens for step in steps),
+        output_tokens=sum(step.output_tokens for step in steps),
+        model_requests=sum("model.request#" in step.key for step in steps),
+        tool_calls=sum("tool:" in step.key for step in steps),
+    )
+
+
+def _with_given_back(origin: Origin, earlier: Earlier) -> Origin:
+    """Return an origin with what a run used that went on with it before, and failed: its reply has told of that."""
+    steps = finished_steps(earlier)
+    failed = used_by([step for step in steps if step.attempt == GIVEN_BACK_ATTEMPT])
+    used = {name: count + getattr(origin.used, name) for name, count in asdict(failed).items()}
+    return origin.model_copy(update={"used": Used(**used)})
 
 
 def _given(claim: Claim, earlier: Earlier) -> TurnContext:
