@@ -10,7 +10,7 @@ from typing import Final
 
 from schemas.replies import Approval, RunReply, RunStatus
 from schemas.requests import Decision, RunRequest
-from worker.cli.chat.approvals import continuing, decision_on, question_of
+from worker.cli.approvals import continuing, decision_on, question_of
 from worker.cli.chat.narration import Narration
 from worker.cli.chat.screens import Screen, Style
 from worker.cli.chat.stored import StoredHere

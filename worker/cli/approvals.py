@@ -17,6 +17,15 @@ _NO: Final = re.compile(r"(?:n|no)(?:[ ,]\s*(?P<why>.*))?", re.IGNORECASE | re.D
 _ADDRESS: Final = {"session_id", "team_id", "agent_id", "workflow_id", "user_id"}
 
 
+def decisions_of(approved: Sequence[str], denied: Sequence[str]) -> list[Decision]:
+    """Return what the options --approve and --deny say: calls by their ids, denied ones with `=why` if one likes."""
+    made = [Decision(tool_call_id=call, approved=True) for call in approved]
+    for one in denied:
+        call, _, why = one.partition("=")
+        made.append(Decision(tool_call_id=call, approved=False, message=why or None))
+    return made
+
+
 def question_of(approval: Approval) -> str:
     """Return what is asked: all of it, since somebody is to answer for it."""
     who = "It" if approval.member_id is None else one_line(approval.member_id)
