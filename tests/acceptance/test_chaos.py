@@ -50,7 +50,7 @@ async def chaos(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 @pytest.mark.timeout(_SECONDS + 30)
 async def test_under_every_kind_of_fault_nothing_is_lost_repeated_or_out_of_order() -> None:
-    code, out, err = await chaos("--seconds", "25", "--workers", "3")
+    code, out, err = await chaos("--seconds", "15", "--workers", "3")
     print(err)  # with the seed, and with where the logs are if it failed
     assert code == 0, out
     line = json.loads(out.splitlines()[-1])

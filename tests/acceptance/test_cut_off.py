@@ -57,8 +57,9 @@ async def lost_and_found(
         Cable(scene.settings.postgres_url.get_secret_value()) as to_postgres,
     ):
         by_cable = {"amqp_url": SecretStr(to_rabbitmq.url), "postgres_url": SecretStr(to_postgres.url)}
-        loser = await scene.crew.hire(scene.settings.model_copy(update=by_cable))
-        other = await scene.crew.hire()
+        loser, other = await asyncio.gather(
+            scene.crew.hire(scene.settings.model_copy(update=by_cable)), scene.crew.hire()
+        )
         await scene.crew.settled(loser, other)
         await scene.load.flows()
         partitions = await scene.crew.partitions_of(loser)
@@ -76,7 +77,7 @@ async def broker_restarted(sandbox: Sandbox, template: str) -> Story:
     try:
         rabbitmq = await asyncio.to_thread(have_rabbitmq, site)
         async with under_load(sandbox, template, amqp_url=rabbitmq.url) as scene:
-            workers = [await scene.crew.hire() for _ in range(2)]
+            workers = await asyncio.gather(scene.crew.hire(), scene.crew.hire())
             await scene.crew.settled(*workers)
             await scene.load.flows()
             await asyncio.to_thread(rabbitmq.restart)

@@ -29,8 +29,8 @@ from worker.settings import Settings
 SOON_SECONDS = 3
 """Within which what a worker consumed that was killed, or gave it up, is consumed again."""
 HELD = "the held one"
-LONGEST_TURN_SECONDS = 0.12
-"""Of the executor `steady`."""
+LONGEST_TURN_SECONDS = 0.3
+"""Of the executor `unhurried`."""
 
 
 PLAYED = ("joined", "told to leave", "killed", "rolled")

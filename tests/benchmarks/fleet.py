@@ -60,7 +60,7 @@ async def rebalance_gap(stage: Stage) -> list[Finding]:
     """The tests' stories of a fleet under load: four partitions, and in each two sessions that go on asking."""
     measured = []
     for name in stage.plan.stories:
-        async with under_load(stage.sandbox, stage.template) as scene:
+        async with under_load(stage.sandbox, stage.template, team_id="steady", ahead=8) as scene:
             story = await STORIES[name](scene)
         if story.mistakes:
             raise RuntimeError(f"{name}: {story.mistakes[0]}")

@@ -49,6 +49,7 @@ EVERY_SECONDS: Final[Mapping[Fault, float]] = MappingProxyType(
 )
 """How often each happens, about; once at least in any run."""
 
+_LONG_SECONDS: Final = 60
 _FIRST: Final = 0.05
 """The share of the time before anything breaks, and after all has."""
 
@@ -83,10 +84,16 @@ class Plan:
     """The share of publishes that are made twice."""
     watched: float = 0.25
     """The share of requests whose events are consumed."""
-    moves: float = 0.12
-    """The share of asking in which somebody cancels, interrupts, or does not want to wait."""
     longest_freeze: float = 20
     """Seconds; past 15, Postgres and RabbitMQ have given a worker up."""
+
+    @property
+    def moves(self) -> float:
+        """The share of asking in which somebody cancels, interrupts, or does not want to wait.
+
+        A short run has more of it: each kind is to happen in any run.
+        """
+        return 0.12 if self.seconds >= _LONG_SECONDS else 0.3
 
     @property
     def freeze_seconds(self) -> tuple[float, float]:

@@ -1,7 +1,8 @@
 """What went wrong with the events of watched runs. Pure.
 
 Events are kept by nobody: what is in flight is lost with its worker, its connection or its consumer. What is promised
-also then: an attempt has each number once, and tells them in order; its last event is `run_finished`, with the reply.
+also then: an attempt has each number once, and tells them in order; its last event is `run_finished`, with the reply,
+which is told again, as the only event of a further attempt, where the request is delivered again.
 Where nothing was upset, none is missing.
 """
 
@@ -34,6 +35,7 @@ def _attempts(events: Sequence[Event]) -> Attempts:
 
 def events_repeated(case: Case) -> Iterator[Violation]:
     """Attempts that told two things under one number, and runs that ended twice."""
+    ends: dict[str, Event] = {}
     for (run_id, attempt), events in _attempts(case.evidence.events).items():
         told: dict[int, Event] = {}
         for event in events:
@@ -41,10 +43,16 @@ def events_repeated(case: Case) -> Iterator[Violation]:
                 first = told[event.number].type
                 yield case.of_run(run_id, f"attempt {attempt}, event {event.number}: {first}, and {event.type}")
                 break
-    ends: dict[str, Event] = {}
-    for event in case.evidence.events:
-        if event.type == "run_finished" and ends.setdefault(event.run_id, event).fields != event.fields:
-            yield case.of_run(event.run_id, f"it finished in attempt {event.attempt[1]}, and before")
+        for event in events:
+            if event.type != "run_finished" or _is_told_again(event):
+                continue
+            if ends.setdefault(run_id, event).fields != event.fields:
+                yield case.of_run(run_id, f"it finished in attempt {attempt}, and before")
+
+
+def _is_told_again(event: Event) -> bool:
+    """Whether it is an end that is told again, as the only event of its attempt, or of a run that was refused."""
+    return event.type == "run_finished" and event.number == 1
 
 
 def events_out_of_order(case: Case) -> Iterator[Violation]:
@@ -56,7 +64,7 @@ def events_out_of_order(case: Case) -> Iterator[Violation]:
                 yield case.of_run(run_id, f"{where} {event.number} came after {before.number}")
                 break
         for event in events:
-            if (event.number == 1) != (event.type == "run_started"):
+            if (event.number == 1) != (event.type == "run_started") and not _is_told_again(event):
                 yield case.of_run(run_id, f"{where} {event.number} is {event.type}")
             if event.type == "run_finished" and (last := max(one.number for one in events)) > event.number:
                 yield case.of_run(run_id, f"{where} {last} is told after its end")
@@ -78,7 +86,8 @@ def events_missing(case: Case) -> Iterator[Violation]:
         if not asked.stream or reply is None or reply["turn"] is None:
             continue
         ended = reply["completed_at"]
-        finished = any(one.type == "run_finished" for one in attempts.get((run_id, reply["attempt"]), ()))
+        told_in = (attempts.get((run_id, reply["attempt"] + again), ()) for again in (0, 1))
+        finished = any(one.type == "run_finished" for events in told_in for one in events)
         if not finished and not case.upset(ended - _AROUND_SECONDS, ended + 1 + _AROUND_SECONDS, *_ENDING):
             yield case.of_run(run_id, f"the end of attempt {reply['attempt']} was not told")
 
@@ -100,7 +109,7 @@ def _written(events: Sequence[Event]) -> str | None:
     """Return what an attempt wrote, as its answer; None if it is not all there, or no model wrote it."""
     first, last = events[0], events[-1]
     is_whole = [event.number for event in events] == list(range(1, last.number + 1)) and last.type == "run_finished"
-    if not is_whole or first.fields["resumed_behind"] is not None:
+    if not is_whole or first.type != "run_started" or first.fields["resumed_behind"] is not None:
         return None
     reply = last.fields["reply"]
     if reply["status"] != "COMPLETED" or not isinstance(reply["content"], str):

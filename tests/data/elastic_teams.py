@@ -18,6 +18,13 @@ async def steady(turn: Turn) -> Any:
     return turn.input
 
 
+@executor("unhurried")
+async def unhurried(turn: Turn) -> Any:
+    """Take longer, for who looks at what is lost and found, and leaves the processors to the other tests."""
+    await asyncio.sleep(random.uniform(0.15, 0.3))  # noqa: S311 - nothing secret
+    return turn.input
+
+
 @executor("blocking")
 async def blocking(turn: Turn) -> Any:
     """Keep the event loop for so many seconds, as careless code does."""
@@ -36,4 +43,4 @@ async def paying(turn: Turn) -> Any:
     return [await turn.step("pay", pay), await turn.step("pay", pay)]
 
 
-everything = [*acceptance_teams.everything, steady, blocking, paying]
+everything = [*acceptance_teams.everything, steady, unhurried, blocking, paying]

@@ -156,7 +156,7 @@ class Scene:
 
 @asynccontextmanager
 async def under_load(
-    sandbox: Sandbox, template: str, *, amqp_url: str | None = None, sessions_each: int = 2
+    sandbox: Sandbox, template: str, *, amqp_url: str | None = None, team_id: str = "unhurried", ahead: int = 5
 ) -> AsyncIterator[Scene]:
     """A database and a prefix of its own, and requests that wait for the first worker."""
     async with AsyncExitStack() as stack:
@@ -174,7 +174,7 @@ async def under_load(
         async with connected(settings.amqp_url, name="test") as broker:
             await apply(broker.amqp, Topology(prefix=settings.prefix, partitions=settings.partitions))
         crew = await stack.enter_async_context(Crew(settings))
-        load = await stack.enter_async_context(Load(settings, sessions_each=sessions_each))
+        load = await stack.enter_async_context(Load(settings, sessions_each=2, ahead=ahead, team_id=team_id))
         yield Scene(settings, database, crew, load)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, ExchangeType
 from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.abc import AbstractChannel as UnderlayChannel
 
 from worker.broker import close_quietly
 from worker.errors import StartupError
@@ -126,9 +126,8 @@ async def apply(connection: AbstractConnection, topology: Topology) -> None:
         for exchange in topology.exchanges():
             await _declared(f"exchange {exchange.name!r}", _exchange(exchange, channel))
         for queue in topology.queues():
-            declared = await _declared(f"queue {queue.name!r}", _queue(queue, channel))
-            # A binding has no arguments that could clash.
-            await asyncio.gather(*(declared.bind(source, key) for source, key in queue.bindings))
+            await _declared(f"queue {queue.name!r}", _queue(queue, channel))
+            await _declared(f"bindings of queue {queue.name!r}", _bound(queue, await channel.get_underlay_channel()))
     finally:
         await close_quietly(channel)
 
@@ -201,6 +200,20 @@ def _exchange(exchange: Exchange, channel: AbstractChannel) -> Awaitable[Any]:
 
 def _queue(queue: Queue, channel: AbstractChannel) -> Awaitable[Any]:
     return channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+
+
+async def _bound(queue: Queue, channel: UnderlayChannel) -> None:
+    """Make a queue's bindings, which have no arguments that could clash.
+
+    Only the answers to the first one, which tells whether they may be made, and to the last one are waited for; a
+    channel's are made in order. The slots' 256 answers took half of the start's time (0.2 of 0.4 s on two busy cores).
+    """
+    last = len(queue.bindings) - 1
+    for number, (source, key) in enumerate(queue.bindings):
+        if 0 < number < last:
+            await channel.queue_bind(queue.name, source, routing_key=key, nowait=True)
+        else:
+            await channel.queue_bind(queue.name, source, routing_key=key)
 
 
 async def _declared(what: str, declaration: Awaitable[Any]) -> Any:  # noqa: ANN401 - what aio-pika declared

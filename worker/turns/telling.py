@@ -18,19 +18,17 @@ def tell_joined(publish: PublishEvent, joined: Sequence[RunRequest], *, answered
     """Tell that these requests have joined a turn."""
     for request in joined:
         if request.stream:
-            publish(request, _first_of(attempt) | {"type": "run_joined", "answered_by": answered_by})
+            told = {"attempt": attempt, "number": 1, "time": time.time()}
+            publish(request, told | {"type": "run_joined", "answered_by": answered_by})
 
 
 def tell_answer(publish: PublishEvent, request: RunRequest, body: bytes, *, again: bool = False) -> None:
     """Tell how a request was answered that has no turn now; `again`: it may have been told before.
 
-    What was told then is of an attempt before this one: consumers order by attempt and number.
+    What was told then is of an attempt before this one: consumers order by attempt and number. It is the only event of
+    its attempt, and the same each time that it is told.
     """
     if request.stream:
         reply = from_json(body)
-        publish(request, _first_of(reply["attempt"] + again) | {"type": "run_finished", "reply": reply})
-
-
-def _first_of(attempt: int) -> dict[str, Any]:
-    """Return the number and time of an attempt's only event."""
-    return {"attempt": attempt, "number": 1, "time": time.time()}
+        told = {"attempt": reply["attempt"] + again, "number": 1, "time": float(reply["completed_at"])}
+        publish(request, told | {"type": "run_finished", "reply": reply})
