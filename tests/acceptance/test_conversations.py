@@ -12,10 +12,10 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from schemas.events import RUN_EVENT, RunEvent
-from tests.acceptance.stage import DATA, Gates, json_of, stored_runs, worker_on
+from tests.acceptance.stage import DATA, QUICKER, Gates, json_of, stored_runs, worker_on
 from tests.support.broker import TestBroker
 from tests.support.waiting import eventually
-from tests.support.workers import WorkerProcess
+from tests.support.workers import WorkerProcess, environment_of, run_command
 from worker.broker import connected
 from worker.intake.topology import Topology, apply
 from worker.settings import Settings
@@ -188,3 +188,25 @@ async def test_a_watched_run_whose_worker_is_killed_tells_on_behind_its_last_ste
     assert end.type == "run_finished"
     assert (end.reply.content, end.reply.attempt) == ("Once upon a time.", 2)
     assert gates.visits("look") == 1
+
+
+async def test_ask_says_what_a_paused_run_waits_for_and_goes_on_with_what_is_decided(
+    settings: Settings, gates: Gates, tmp_path: Path
+) -> None:
+    environment = environment_of(settings, XDG_STATE_HOME=str(tmp_path / "state"), **QUICKER)
+    gates.open("answer-gate")
+    async with a_worker(settings, gates) as worker:
+        await worker.consuming()
+        nothing = await run_command("ask", "--team", "shop", environment=environment)
+        nobody = await run_command("ask", "--approve", "pay-1", "--team", "shop", environment=environment)
+        asked = await run_command("ask", "sell", "--team", "shop", environment=environment)
+        code, out, err = await run_command("ask", "--continue", "--approve", "pay-1", environment=environment)
+        again = await run_command("ask", "--continue", "--approve", "pay-1", environment=environment)
+    assert (asked[0], asked[1].strip()) == (1, "")
+    assert 'cashier asks to call pay({"amount":3}). --approve or --deny pay-1' in asked[2]
+    assert (code, out) == (0, "done: pay 3\n"), err
+    assert gates.visits("pay") == 1
+    for mistake, words in ((nothing, "say what to ask"), (nobody, "--session"), (again, "has not paused")):
+        assert (mistake[0], mistake[1]) == (2, "")
+        assert words in mistake[2]
+        assert len(mistake[2].splitlines()) == 1

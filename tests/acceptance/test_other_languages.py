@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
@@ -264,3 +265,16 @@ async def test_a_request_that_neither_its_body_nor_its_properties_name_is_a_dead
     await amqp_publish(stage, tmp_path, SESSION, json.dumps({"session_id": SESSION, "team_id": "echo", "input": "hi"}))
     dead = await stage.broker.dead_letter()
     assert "missing_run_id" in {str(value) for value in dead.headers.values()}
+
+
+# --- Python ---
+
+
+async def test_the_producer_of_the_readme_gets_its_replies(stage: Stage) -> None:
+    program = (ROOT / "deploy" / "examples" / "producer.py").read_text(encoding="utf-8")
+    where = f'"{stage.broker.url}", prefix="{stage.settings.prefix}"'
+    program = program.replace('"amqp://guest:guest@localhost:5672/"', where).replace('"capital"', '"echo"')
+    code, out, err = await run(sys.executable, "-c", program, cwd=ROOT)
+    assert (code, err) == (0, "")
+    # What an executor answers is written by no model: the second one is not streamed.
+    assert out.split("\n") == ["COMPLETED Where is Paris?", "And Oslo?", ""]
