@@ -75,7 +75,7 @@ class ToolFinished(_Event):
     call_id: str
     """The call's id."""
     failed: bool = False
-    """Whether the model is told to try again."""
+    """Whether the model is told that it failed, or to try again."""
 
 
 class MemberStarted(_Event):

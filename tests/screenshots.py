@@ -30,7 +30,7 @@ from worker.sessions.migrations import migrate
 Scheme = Literal["light", "dark"]
 
 SCHEMES: Final[tuple[Scheme, ...]] = ("light", "dark")
-WIDE: Final = (1280, 800)
+WIDE: Final = (1280, 880)
 NARROW: Final = (390, 780)
 HOME: Final = ROOT / "deploy" / "examples" / "web_chat"
 BEFORE: Final = ("How do I greet people in Italian?", "A packing list for a weekend", "Which museums are open late?")
@@ -56,7 +56,7 @@ async def _chat() -> AsyncIterator[tuple[WebChat, Gates]]:
             await connection.close()
             async with (
                 staged(sandbox, template.rpartition("/")[2], Path(gates), teams="web_chat_teams:teams") as stage,
-                WebChat(stage.settings, "travel", "plain", "nobody") as chat,
+                WebChat(stage.settings, "travel", "plain", "clerk", "nobody") as chat,
             ):
                 yield chat, stage.gates
 
@@ -85,6 +85,10 @@ class _Shots:
             await self._shoot(page, "list")
         await self.working()
         await self.done()
+        async with self._page() as page:
+            await _ask(page, "Two seats, please", team="clerk")
+            await expect(page.locator(".approval")).to_be_visible()
+            await self._shoot(page, "waiting")
         async with self._page() as page:
             await _ask(page, "Something hostile", team="plain")
             await _finished(page)

@@ -23,8 +23,7 @@ from typing import IO, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from teamturn import RunClient, RunReply, RunRequest
-from worker.errors import BrokerUnavailable, StartupError
+from teamturn import BrokerUnavailable, ClientError, RunClient, RunReply, RunRequest, StartupError
 
 HELP: Final = """\
 Ask a team about each row of a CSV file, and collect the answers in another one.
@@ -210,7 +209,7 @@ def main() -> int:
             asyncio.run(run(batch, rows, answers, arguments.amqp_url, arguments.prefix))
         finally:
             answers.close()
-    except (Mistake, StartupError, BrokerUnavailable, OSError) as error:
+    except (Mistake, StartupError, BrokerUnavailable, ClientError, OSError) as error:
         print(f"batch.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -214,9 +214,11 @@ async def test_what_is_typed_while_an_answer_is_written_is_sent_after_it(
     await talking.say(f"hold {gate}")
     await talking.prompted("answering")
     talking.type(f"and then {gate}{ENTER}")
-    await talking.has_row("· waits for its turn")
+    await talking.has_row(f"· waits for its turn: and then {gate}")
     stage.gates.open(gate)
     await talking.has_row(f"You said and then {gate}.")
+    rows = talking.rows
+    assert rows[rows.index(f"You said and then {gate}.") - 1] == f"> and then {gate}", "a question above its answer"
 
 
 async def test_alt_enter_begins_a_line_of_the_same_message(stage: Stage, talking: Terminal) -> None:
@@ -225,6 +227,12 @@ async def test_alt_enter_begins_a_line_of_the_same_message(stage: Stage, talking
     await talking.has_row("You said one")
     await talking.prompted()
     assert "one\ntwo" in [run["input"]["input_content"] for run in await stage.runs(SHARED)]
+
+
+async def test_bytes_that_are_no_text_do_not_end_the_chat(talking: Terminal) -> None:
+    await talking.prompted()
+    talking.type(b"caf\xe9\r")
+    await talking.has_row("You said caf?.")
 
 
 async def test_state_and_history_are_what_is_stored(stage: Stage, tmp_path: Path, session: str) -> None:
@@ -267,7 +275,37 @@ async def test_cancel_says_so_where_there_is_nothing_to_cancel(talking: Terminal
 
 
 async def test_a_text_that_begins_with_a_slash_is_written_with_two(talking: Terminal) -> None:
-    assert await talking.answer_to("//etc/hosts") == ["You said /etc/hosts."]
+    await talking.say("//etc/hosts")
+    await talking.has_row("You said /etc/hosts.")
+
+
+async def test_calls_that_need_approval_are_asked_for_and_the_answer_follows(
+    stage: Stage, tmp_path: Path, session: str
+) -> None:
+    async with chat(stage, tmp_path, "--team", "till", "--session", session) as terminal:
+        await terminal.say("pay them")
+        await terminal.has_row('It asks to call pay({"whom":"ann"}).')
+        await terminal.prompted("y/n")
+        assert 'It asks to call pay({"whom":"bob"}).' not in terminal.rows, "one after the other"
+        terminal.type(f"maybe{ENTER}")
+        await terminal.has("· y or yes: it is called;")
+        terminal.type(f"y{ENTER}")
+        await terminal.has_row('It asks to call pay({"whom":"bob"}).')
+        terminal.type(f"no, not him{ENTER}")
+        await terminal.has_row("paid ann and not him")
+        await terminal.prompted()
+    assert [run["status"] for run in await stage.runs(session)] == ["PAUSED", "COMPLETED"]
+
+
+@pytest.mark.parametrize("told", ["/cancel" + ENTER, CTRL_C], ids=["cancel", "ctrl-c"])
+async def test_a_question_can_be_left_open(stage: Stage, tmp_path: Path, session: str, told: str) -> None:
+    async with chat(stage, tmp_path, "--team", "till", "--session", session) as terminal:
+        await terminal.say("pay them")
+        await terminal.prompted("y/n")
+        terminal.type(told)
+        await terminal.has("· nothing is decided")
+        await terminal.prompted()
+    assert [run["status"] for run in await stage.runs(session)] == ["PAUSED"]
 
 
 async def test_it_goes_on_when_rabbitmq_was_away_during_an_answer(
@@ -280,13 +318,13 @@ async def test_it_goes_on_when_rabbitmq_was_away_during_an_answer(
             await terminal.prompted("answering")
             line.is_down = True
             line.cut()
-            await terminal.prompted("connecting again")
+            await terminal.prompted("no connection")
             await eventually(lambda: line.refused > 0)
             stage.gates.open(gate)
             line.is_down = False
             await terminal.has_row(f"before {gate}, and behind")
             await terminal.prompted()
-            assert sum("RabbitMQ is away" in row for row in terminal.rows) == 1
+            assert sum("the chat goes on when that is over" in row for row in terminal.rows) == 1
     assert len(await stage.runs(session)) == 1, "it was executed once"
 
 
@@ -341,6 +379,15 @@ async def test_the_exit_code_says_that_a_turn_failed_and_the_lines_after_it_are_
     code, out, err = await piped(stage, tmp_path, "fail\nget well\n", "--team", "broken")
     assert (code, out) == (FAILED, "well\n")
     assert "(executor_failed)" in err
+
+
+async def test_a_paused_run_is_no_completed_one_in_a_pipe_and_takes_no_line_for_a_decision(
+    stage: Stage, tmp_path: Path
+) -> None:
+    code, out, err = await piped(stage, tmp_path, "pay them\n/cancel\n", "--team", "till")
+    assert (code, out) == (FAILED, "")
+    assert 'It asks to call pay({"whom":"bob"}).' in err
+    assert "nothing is being answered" in err
 
 
 async def test_commands_work_in_a_pipe_after_the_turns_before_them(stage: Stage, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from functools import partial
@@ -56,29 +57,30 @@ async def run(*words: str, cwd: Path, **environment: str) -> tuple[int, str, str
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def npm_install(folder: Path, package: str) -> None:
-    """Install a package of Node's in a folder; skip the test where that can't be done."""
+# --- Node ---
+
+
+async def npm(*words: str, folder: Path) -> None:
+    """Run npm in a folder; skip the test where it can't do that."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("Node and npm are not installed")
-    (folder / "package.json").write_text('{"private": true}')
-    code, _, err = await run("npm", "install", "--no-audit", "--no-fund", package, cwd=folder)
+    code, _, err = await run("npm", *words, "--no-audit", "--no-fund", cwd=folder)
     if code != 0:
-        pytest.skip(f"npm can't install {package} here: {err.strip()[-200:]}")
+        pytest.skip(f"npm can't {words} here: {err.strip()[-200:]}")
 
 
-# --- Node ---
+async def npm_install(folder: Path, package: str) -> None:
+    """Install a package of Node's in an empty folder; skip the test where that can't be done."""
+    (folder / "package.json").write_text('{"private": true}')
+    await npm("install", package, folder=folder)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """deploy/examples/node, as its package-lock.json installs it; where that can't be done, the test is skipped."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("Node and npm are not installed")
     folder = tmp_path_factory.mktemp("node") / "examples"
     shutil.copytree(EXAMPLES, folder, ignore=shutil.ignore_patterns("node_modules"))
-    code, _, err = await run("npm", "ci", "--no-audit", "--no-fund", cwd=folder)
-    if code != 0:
-        pytest.skip(f"npm can't install amqplib here: {err.strip()[-200:]}")
+    await npm("ci", folder=folder)
     return folder
 
 
@@ -263,3 +265,16 @@ async def test_a_request_that_neither_its_body_nor_its_properties_name_is_a_dead
     await amqp_publish(stage, tmp_path, SESSION, json.dumps({"session_id": SESSION, "team_id": "echo", "input": "hi"}))
     dead = await stage.broker.dead_letter()
     assert "missing_run_id" in {str(value) for value in dead.headers.values()}
+
+
+# --- Python ---
+
+
+async def test_the_producer_of_the_readme_gets_its_replies(stage: Stage) -> None:
+    program = (ROOT / "deploy" / "examples" / "producer.py").read_text(encoding="utf-8")
+    where = f'"{stage.broker.url}", prefix="{stage.settings.prefix}"'
+    program = program.replace('"amqp://guest:guest@localhost:5672/"', where).replace('"capital"', '"echo"')
+    code, out, err = await run(sys.executable, "-c", program, cwd=ROOT)
+    assert (code, err) == (0, "")
+    # What an executor answers is written by no model: the second one is not streamed.
+    assert out.split("\n") == ["COMPLETED Where is Paris?", "And Oslo?", ""]

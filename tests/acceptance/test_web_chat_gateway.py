@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ import pytest_asyncio
 
 from tests.acceptance.stage import Stage, staged
 from tests.support.waiting import eventually
-from tests.support.web_chat import WebChat
+from tests.support.web_chat import APP, WebChat
+from tests.support.workers import ROOT
 from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -213,3 +216,31 @@ async def test_a_stream_that_is_silent_says_that_it_is_there(visitor: Visitor) -
                 pass
     visitor.stage.gates.open("silent")
     await visitor.events(path)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"WEB_CHAT_PORT": "http"}, "invalid literal for int() with base 10: 'http'"),
+        ({"WEB_CHAT_SECRET": "secret"}, "WEB_CHAT_SECRET is too short to be one: it has 16 bytes at least"),
+        ({"TEAMTURN_AMQP_URL": "amqp://127.0.0.1:1/"}, "RabbitMQ can't be reached at 127.0.0.1:1"),
+        ({"TEAMTURN_POSTGRES_URL": "postgresql+psycopg://127.0.0.1:1/none"}, "Connect call failed"),
+    ],
+    ids=["port", "secret", "RabbitMQ", "Postgres"],
+)
+async def test_a_mistake_in_the_set_up_is_one_line(
+    running: tuple[Stage, WebChat], environment: dict[str, str], said: str
+) -> None:
+    chat = WebChat(running[0].settings, "plain", **environment)
+    code, error = await chat.ended()
+    assert code == 1
+    (line,) = error.strip().splitlines()
+    assert line.startswith("web_chat: ")
+    assert said in line
+
+
+async def test_the_gateway_loads_no_model_libraries() -> None:
+    code = "import sys, app; sys.exit(' '.join({'pydantic_ai', 'openai', 'agno'} & set(sys.modules)) or None)"
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(APP.parent)])}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, env=environment)
+    assert await process.wait() == 0

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart, UserPromptPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
@@ -71,6 +71,22 @@ def _calls_first(calls: dict[str, str], *pieces: str) -> FunctionModel:
     return FunctionModel(stream_function=stream, model_name="told")
 
 
+async def _pays(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[Any]:
+    """Ask to pay twice, and then say what came of it."""
+    came = [str(part.content) for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
+    if came:
+        yield " and ".join(came)
+    else:
+        yield {
+            number: DeltaToolCall(name="pay", json_args=f'{{"whom": "{whom}"}}', tool_call_id=f"call-{whom}")
+            for number, whom in enumerate(("ann", "bob"))
+        }
+
+
+def pay(whom: str) -> str:
+    return f"paid {whom}"
+
+
 def remember(context: RunContext[Turn], what: str) -> str:
     context.deps.session_state["seen"] = what
     return "remembered"
@@ -98,6 +114,11 @@ everything = [
         "shop",
         _calls_first({"delegate_task": '{"member_id": "clerk", "task": "serve"}'}, "Here ", "you are."),
         members=[_clerk],
+    ),
+    Team(
+        "till",
+        FunctionModel(stream_function=_pays, model_name="told"),
+        tools=[Tool(pay, requires_approval=True)],
     ),
     broken,
 ]

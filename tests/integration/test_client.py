@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import AsyncIterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -29,6 +31,11 @@ from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.intake.topology import Topology, apply
 from worker.settings import Settings
+
+REPLY = json.dumps(
+    {"run_id": "r", "session_id": "s", "session_type": "team", "status": "COMPLETED"}
+    | {"created_at": 0, "completed_at": 0}
+).encode()
 
 
 def client_of(settings: Settings, line: Proxy | None = None, **more: Any) -> RunClient:
@@ -146,6 +153,7 @@ async def test_a_time_out_while_the_connection_is_away_says_so_and_no_password(s
     async with worker_of(settings, echo), client_of(settings, line) as client:
         line.is_down = True
         line.cut()
+        await eventually(lambda: "can't be reached" in (client._reconnector.trouble or ""))
         with pytest.raises(ClientTimedOut) as raised:
             await client.run(asked("echo"), timeout_seconds=0.3)
     assert str(raised.value).startswith("no reply to run 'r1' within 0.3 s: RabbitMQ can't be reached at 127.0.0.1:")
@@ -205,10 +213,7 @@ async def test_of_replies_that_nobody_asks_for_the_newest_are_kept(monkeypatch: 
     for one in pending:
         runs.add(one)
     for one in pending[:3]:
-        one.answered(
-            b'{"run_id": "r", "session_id": "s", "session_type": "team", "status": "COMPLETED",'
-            b' "created_at": 0, "completed_at": 0}'
-        )
+        one.answered(REPLY)
     await eventually(lambda: runs.find("r0") is None)
     assert [runs.find(f"r{number}") for number in range(1, 4)] == pending[1:], "and whatever is unanswered"
 
@@ -412,7 +417,8 @@ async def test_a_stream_whose_events_were_lost_ends_with_the_whole_reply(
                 await eventually(lambda: _is_stored(database, "r1"))
                 await eventually(lambda: line.refused >= 2)
                 line.is_down = False
-    assert _told(events) == [(1, "run_started", None), (2, "custom", 1), (3, "run_finished", None)]
+    assert [event.type for event in events] == ["run_started", "custom", "run_finished"]
+    assert sorted(events, key=lambda event: (event.attempt, event.number)) == events
     assert events[-1].type == "run_finished"
     assert (events[-1].reply.content, events[-1].reply.turn) == ("done", 1)
 
@@ -439,21 +445,20 @@ async def test_a_stream_leaves_out_what_was_told_before(settings: Settings, brok
 
 
 async def test_of_events_that_nobody_reads_a_bounded_number_is_kept_and_the_reply_comes(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watch, "MOST_WAITING", 3)
-    teller = Teller(numbers=50)
-    events: list[RunEvent] = []
-    async with worker_of(settings, teller.executor), client_of(settings) as client:
-        async for event in client.stream(asked("teller")):
-            events.append(event)
-            if event.type == "custom" and event.data == 1:
-                teller.open.set()
-                (pending,) = client._pending.values()
-                await asyncio.wait({pending.reply})
-    assert len(events) <= 2 + 3 + 1
+    pending = PendingRun(asked("echo"), watch.Watch(asked("echo"), "events", "#"))
+    assert pending.watch is not None
+    address = {"run_id": "r1", "session_id": "s-r1", "session_type": "team", "target_id": "echo"}
+    for number in range(1, 21):
+        event = address | {"type": "custom", "attempt": 1, "number": number, "time": 0}
+        await pending.watch._received(cast(Any, SimpleNamespace(body=json.dumps(event).encode())))
+    pending.answered(REPLY)
+    events = [event async for event in pending.watch.events(pending.reply)]
+    assert [(event.type, event.number) for event in events[:-1]] == [("custom", 1), ("custom", 2), ("custom", 3)]
     assert events[-1].type == "run_finished"
-    assert events[-1].reply.content == "done"
+    assert events[-1].reply == pending.reply.result()
 
 
 async def test_a_stream_of_which_no_more_is_wanted_leaves_nothing_behind(settings: Settings) -> None:

@@ -78,9 +78,10 @@ async def test_runs_and_streams_go_on_when_it_is_restarted(own: Settings, node: 
 async def test_while_it_is_short_of_memory_requests_wait_and_then_go_on(own: Settings, node: RabbitmqNode) -> None:
     async with worker_of(own, echo), client_of(own) as client:
         async with memory_alarm(node):
-            with pytest.raises(ClientTimedOut, match="its memory or disk is short"):
-                await client.run(asked("echo", "impatient"), timeout_seconds=1.5)
             patient = [asyncio.create_task(client.run(asked("echo", f"r{number}"))) for number in range(5)]
+            await eventually(lambda: client._reconnector.trouble is not None)
+            with pytest.raises(ClientTimedOut, match="its memory or disk is short"):
+                await client.run(asked("echo", "impatient"), timeout_seconds=0.5)
             patient.append(asyncio.create_task(client.result(asked("echo", "impatient"))))
             submitted = asyncio.create_task(client.submit(asked("echo", "results"), to_results=True))
             await eventually(lambda: len(client._pending) == len(patient))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import asyncpg
 import pytest
+from aio_pika.abc import AbstractIncomingMessage
 from pydantic import JsonValue
 from pydantic_ai import Agent, ApprovalRequired, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart, ToolReturnPart
-from pydantic_ai.models.function import AgentInfo
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 from pydantic_ai.usage import RequestUsage
 
 from tests.support.broker import TestBroker
@@ -570,3 +571,36 @@ def test_a_setting_that_can_t_be_ends_the_start_with_a_sentence() -> None:
         SingleAgent(Agent(says("x"), name="a"), while_paused="maybe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pause_timeout is"):
         Team("t", says("x"), pause_timeout=-1)
+
+
+async def test_a_watched_call_is_told_when_it_is_made_and_not_while_it_waits_or_is_denied(
+    settings: Settings, broker: TestBroker
+) -> None:
+    events: list[dict[str, Any]] = []
+
+    async def stream(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[Any]:
+        if found := returned(messages):
+            yield " and ".join(map(str, found))
+            return
+        for number, amount in enumerate((5, 6)):
+            yield {number: DeltaToolCall("pay", json.dumps({"amount": amount}), tool_call_id=f"c{amount}")}
+
+    async def received(message: AbstractIncomingMessage) -> None:
+        events.append(json.loads(message.body))
+
+    till, producer = Till(), Producer(broker)
+    agent = Agent(FunctionModel(stream_function=stream), name="shop", deps_type=Turn, tools=[till.pay])
+    async with worker_of(settings, SingleAgent(agent)):
+        queue = await broker.channel.declare_queue(exclusive=True)
+        await queue.bind(f"{broker.prefix}.events", "#")
+        await queue.consume(received, no_ack=True)
+        paused = await producer.ask(input="buy", stream=True)
+        reply = await producer.decide(paused, approved("c5"), denied("c6", "too dear"), stream=True)
+        await eventually(lambda: [one["type"] for one in events].count("run_finished") == 2)
+    first, second = ([one for one in events if one["run_id"] == reply["run_id"]] for reply in (paused, reply))
+    assert [one["type"] for one in first] == ["run_started", "run_finished"]
+    assert first[-1]["reply"] == paused
+    assert [one["type"] for one in second] == [
+        *("run_started", "tool_call_started", "state_changed", "tool_call_finished", "content_delta", "run_finished"),
+    ]
+    assert (second[0]["resumed_behind"], second[1]["call_id"], till.paid) == ("model.request#1", "c5", [5])

@@ -9,7 +9,7 @@ from typing import Any
 import aio_pika
 import pytest
 from pydantic import SecretStr
-from pydantic_ai import Agent, RunContext
+from pydantic_ai import Agent, ModelRetry, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, FunctionModel
 
@@ -26,6 +26,7 @@ from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.replies.events import LARGEST_EVENT_BYTES
 from worker.settings import Settings
+from worker.team.single_agent import SingleAgent
 from worker.team.team import Team
 from worker.turns import starts
 
@@ -405,3 +406,35 @@ async def test_an_attempt_whose_worker_is_gone_at_once_has_its_number_and_the_ne
     numbers = [(event.attempt, event.number) for event in events]
     assert sorted(set(numbers)) == numbers
     assert numbers[-1][0] == 2
+
+
+async def test_a_call_that_fails_is_told_so_also_one_with_arguments_that_can_t_be_read(
+    settings: Settings, broker: TestBroker
+) -> None:
+    tries = ['{"what": "tea', '{"what": "coffee"}', '{"what": "tea"}']
+
+    def look(what: str) -> str:
+        if what == "coffee":
+            raise ModelRetry("there is none")
+        return what
+
+    async def stream(messages: list[ModelMessage], _: AgentInfo) -> AsyncIterator[Any]:
+        asked = sum(isinstance(message, ModelResponse) for message in messages)
+        if asked == len(tries):
+            yield "tea"
+            return
+        yield {0: DeltaToolCall(name="look", json_args=tries[asked], tool_call_id=f"call-{asked}")}
+
+    watcher = Watcher()
+    agent = Agent(FunctionModel(stream_function=stream), name="shop", tools=[Tool(look, max_retries=5)])
+    async with worker_of(settings, SingleAgent(agent)):
+        await watcher.consume(broker, "#")
+        await broker.publish({"run_id": "r1", "session_id": "s1", "agent_id": "shop", "input": "?", "stream": True})
+        events = await watcher.finished("r1")
+    calls = [one for one in events if one.type in {"tool_call_started", "tool_call_finished"}]
+    assert [one.type for one in calls] == ["tool_call_started", "tool_call_finished"] * 3
+    assert [one.failed for one in calls if one.type == "tool_call_finished"] == [True, True, False]
+    assert [one.arguments for one in calls if one.type == "tool_call_started"][1:] == [
+        {"what": "coffee"},
+        {"what": "tea"},
+    ]

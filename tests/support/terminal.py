@@ -86,8 +86,8 @@ class Terminal:
         above = ["".join(row[column].data for column in range(COLUMNS)).rstrip() for row in self.screen.history.top]
         return (above + [row.rstrip() for row in self.screen.display])[: len(above) + self.screen.cursor.y + 1]
 
-    def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
+    def type(self, keys: str | bytes) -> None:
+        os.write(self._master, keys.encode() if isinstance(keys, str) else keys)
 
     async def say(self, text: str) -> None:
         """Type text at the prompt, and send it."""

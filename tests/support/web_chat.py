@@ -6,14 +6,14 @@ import asyncio
 import os
 import sys
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, environment_of
 from worker.sandbox.site import free_port
 from worker.settings import Settings
 
-_APP = ROOT / "deploy" / "examples" / "web_chat" / "app.py"
+APP = ROOT / "deploy" / "examples" / "web_chat" / "app.py"
 
 
 class WebChat:
@@ -27,7 +27,7 @@ class WebChat:
             "WEB_CHAT_PORT": str(self._port),
             "WEB_CHAT_SECRET": os.urandom(9).hex(),
         }
-        self._environment = environment_of(settings, **own, **environment)
+        self._environment = environment_of(settings, **own) | environment
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -43,6 +43,18 @@ class WebChat:
         await self.stop()
         await self._start()
 
+    async def ended(self) -> tuple[int, str]:
+        """Start it, and wait for its end; return its exit code and standard error."""
+        process = await self._process_of(stderr=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(30):
+                _, error = await process.communicate()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            raise
+        return process.returncode or 0, error.decode()
+
     async def stop(self) -> None:
         """Kill it."""
         if self._process.returncode is None:
@@ -50,9 +62,7 @@ class WebChat:
         await self._process.wait()
 
     async def _start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, str(_APP), env=self._environment, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL
-        )
+        self._process = await self._process_of()
         await eventually(self._listens)
 
     async def _listens(self) -> bool:
@@ -64,3 +74,8 @@ class WebChat:
         writer.close()
         await writer.wait_closed()
         return True
+
+    async def _process_of(self, **more: Any) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, str(APP), env=self._environment, cwd=ROOT, stdin=asyncio.subprocess.DEVNULL, **more
+        )

@@ -45,6 +45,10 @@ class Page(Screen):
         raise AssertionError("nobody asked")
 
     @override
+    def echo(self, text: str) -> None:
+        raise AssertionError("nobody said anything")
+
+    @override
     def go_on(self, status: str) -> None:
         raise AssertionError("that is the conversation's to say")
 

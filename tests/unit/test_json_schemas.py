@@ -69,6 +69,7 @@ def test_each_is_json_schema_2020_12_and_describes_every_field(name: str) -> Non
 
 
 REQUEST = {"run_id": "r1", "team_id": "t", "input": "hello"}
+CONTINUES = {"run_id": "r2", "team_id": "t", "continues": "r1"}
 PART = {"type": "binary", "media_type": "image/png", "data": "AAAA"}
 
 
@@ -91,6 +92,8 @@ PART = {"type": "binary", "media_type": "image/png", "data": "AAAA"}
         ("run_request", REQUEST | {"stream": "yes"}, False),
         ("run_request", REQUEST | {"on_busy": "wait"}, False),
         ("run_request", REQUEST | {"metadata": []}, False),
+        ("run_request", CONTINUES | {"decisions": [{"tool_call_id": "c", "approved": True}]}, True),
+        ("run_request", CONTINUES, False),
         ("cancel_request", {"type": "cancel", "run_id": "r1"}, True),
         ("cancel_request", {"type": "cancel", "run_id": "r1", "session_id": "s", "user_id": None}, True),
         ("cancel_request", {"type": "pause", "run_id": "r1"}, False),

@@ -21,7 +21,8 @@ async def test_a_step_of_a_turn_returns_what_can_be_taken_apart() -> None:
     assert answer.places == ["Paris", "hello"]
 
 
-def test_the_module_in_the_readme_is_the_example_that_is_checked() -> None:
+def test_the_modules_in_the_readme_are_the_examples_that_are_checked() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    assert shown == [(ROOT / "deploy" / "examples" / "my_teams.py").read_text(encoding="utf-8")]
+    examples = [ROOT / "deploy" / "examples" / name for name in ("my_teams.py", "producer.py")]
+    assert shown == [example.read_text(encoding="utf-8") for example in examples]

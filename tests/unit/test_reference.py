@@ -85,6 +85,7 @@ def test_check_says_what_to_run_where_the_file_is_out_of_date(
         file.write_text(there)
     main = generator["main"]
     monkeypatch.setitem(main.__globals__, "REFERENCE", file)
+    monkeypatch.setitem(main.__globals__, "SCHEMAS", tmp_path / "json")
     monkeypatch.setattr(sys, "argv", ["reference.py", "--check"])
     with pytest.raises(SystemExit, match=r"out of date: run \.venv/bin/python deploy/reference\.py"):
         main()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
 
-from schemas.requests import RunRequest
+from schemas.requests import Decision, RunRequest
 from worker.errors import StartupError
 
 Team = Annotated[str | None, typer.Option("--team", help="The team to ask.", metavar="ID")]
@@ -25,6 +26,8 @@ Address = dict[str, str]
 """The fields of a request that say to whom it goes."""
 
 _TARGETS: Final = ("team_id", "agent_id", "workflow_id")
+_PAUSED: Final = "paused"
+"""In what is remembered: the run that waits for a decision."""
 
 
 def address_of(  # noqa: PLR0917 - the options, as they are given
@@ -35,7 +38,7 @@ def address_of(  # noqa: PLR0917 - the options, as they are given
     address = {name: value for name, value in given.items() if value is not None}
     if not continued:
         return address
-    last = _last_session()
+    last = {name: value for name, value in _last_session().items() if name != _PAUSED}
     if any(target in address for target in _TARGETS):
         last = {name: last[name] for name in ("session_id", "user_id") if name in last}
     return last | address
@@ -44,16 +47,31 @@ def address_of(  # noqa: PLR0917 - the options, as they are given
 def request_to(address: Address, text: str, *, new_session: str) -> RunRequest:
     """Return a request; without a session it begins one, under a name that begins so. Raises StartupError."""
     run_id = str(uuid.uuid4())
-    fields: dict[str, Any] = {"session_id": f"{new_session}-{run_id}", "run_id": run_id, "input": text}
+    return _request({"session_id": f"{new_session}-{run_id}", "run_id": run_id, "input": text} | address)
+
+
+def request_that_decides(address: Address, run_id: str | None, decisions: Sequence[Decision]) -> RunRequest:
+    """Return a request that goes on with a paused run: by default the one that paused last. Raises StartupError."""
+    if "session_id" not in address:
+        raise StartupError("name the session of the paused run: --session, or --continue")
+    paused = run_id or _last_session().get(_PAUSED)
+    if paused is None:
+        raise StartupError("the run that was asked last has not paused; name the paused one: --run")
+    return _request({"run_id": str(uuid.uuid4()), "continues": paused, "decisions": list(decisions)} | address)
+
+
+def _request(fields: dict[str, Any]) -> RunRequest:
     try:
-        return RunRequest.model_validate(fields | address)
+        return RunRequest.model_validate(fields)
     except ValidationError as error:
         raise StartupError(_mistake(error)) from None
 
 
-def remember(request: RunRequest) -> None:
-    """Keep whom a request goes to, for --continue."""
+def remember(request: RunRequest, *, paused: str | None = None) -> None:
+    """Keep whom a request goes to, and the run of its that is paused, for --continue."""
     kept = request.model_dump(include={"session_id", *_TARGETS, "user_id"}, exclude_none=True)
+    if paused is not None:
+        kept[_PAUSED] = paused
     try:
         _last_file().parent.mkdir(parents=True, exist_ok=True)
         _last_file().write_text(json.dumps(kept), encoding="utf-8")

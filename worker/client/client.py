@@ -90,10 +90,10 @@ class RunClient:
         for pending in list(self._keepers):
             pending.failed(ClientClosed("the client was closed; what was published stays so, and is executed"))
         tasks = [*keepers, *([self._reconnecting] if self._reconnecting else [])]
+        await self._reconnector.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._reconnector.close()
 
     async def run(self, request: RunRequest, *, timeout_seconds: float = 600) -> RunReply:
         """Publish a request and wait for its reply, over a lost connection as well.
@@ -190,6 +190,11 @@ class RunClient:
         async with self._within(timeout_seconds, f"the cancellation of run {run_id!r} was not published"):
             await self._confirmed(message, self._names.control, "")
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps it from RabbitMQ now, as a sentence without its end; None: nothing that it knows of."""
+        return self._reconnector.trouble
+
     # Requests that are unanswered.
 
     @asynccontextmanager
@@ -224,6 +229,8 @@ class RunClient:
         self._places.release()
 
     async def _stop(self, pending: PendingRun) -> None:
+        # Told in two ways: aiormq can swallow a cancellation.
+        pending.reply.cancel()
         keeper = self._keepers.get(pending)
         if keeper is not None:
             keeper.cancel()

@@ -59,17 +59,18 @@ class Reconnector:
             self._there.clear()
 
     async def run(self) -> None:
-        """Open a new link whenever one is lost, until the task is cancelled."""
+        """Open a new link whenever one is lost, until it is closed or the task is cancelled."""
         loop = asyncio.get_running_loop()
         tries = 0
-        while self._link is not None:
+        while self._link is not None and not self._closed:
             opened_at = loop.time()
             await asyncio.wait({self._link.ended})
-            self._there.clear()
+            if not self._closed:
+                self._there.clear()
             await self._link.close()
             if loop.time() - opened_at >= _LASTING_SECONDS:
                 tries = 0
-            while not self._there.is_set():
+            while not (self._there.is_set() or self._closed):
                 seconds = _RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)]
                 tries += 1
                 await asyncio.sleep(seconds * random.uniform(0.5, 1.5))  # noqa: S311 - to spread them
@@ -77,6 +78,7 @@ class Reconnector:
                     await self.open()
                 except Exception as error:  # noqa: BLE001 - whatever it is can pass; who waits is told when it does not
                     self._trouble = str(error)
+        await self.close()  # also what was opened meanwhile
 
     async def close(self) -> None:
         """Close the link; there will be no other one."""

@@ -39,7 +39,7 @@ from worker.executors.json_values import clean, cleaned_json
 from worker.team.approvals import decided
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
-from worker.team.streaming import is_watched, tell
+from worker.team.streaming import is_watched, tell, tell_call
 from worker.team.toolsets import AsSteps, guarded
 
 _FIRST_WAIT_SECONDS: Final = 0.5
@@ -136,6 +136,7 @@ class TurnHooks(AbstractCapability[Any]):
         args: dict[str, Any],
         handler: WrapToolExecuteHandler,
     ) -> Any:
+        tell_call(call)
         try:
             return await handler(args)
         except (Exception, GeneratorExit):

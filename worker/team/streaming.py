@@ -13,15 +13,18 @@ from pydantic_ai.messages import (
     FunctionToolResultEvent,
     PartDeltaEvent,
     PartStartEvent,
-    RetryPromptPart,
     TextPart,
     TextPartDelta,
+    ToolCallPart,
 )
 
 from worker.executors.turn import Turn
 
-DELEGATING: Final = "delegate_task"
-"""Of this tool's calls the members' own events tell."""
+DELEGATING: Final = frozenset({"delegate_task", "delegate_to_all"})
+"""Of these tools' calls the members' own events tell."""
+
+_FAILED: Final = frozenset({"failed", "retried"})
+"""The outcomes of a call after which the model is told to try again, or that it failed."""
 
 _watched: ContextVar[Turn | None] = ContextVar("the watched turn whose agent runs", default=None)
 
@@ -61,14 +64,22 @@ def tell(event: object) -> None:
             _tell_text(turn, text)
         case PartDeltaEvent(delta=TextPartDelta(content_delta=text)):
             _tell_text(turn, text)
-        case FunctionToolCallEvent(part=call) if call.tool_name != DELEGATING:
-            arguments = call.args_as_dict() if call.args else {}
-            turn.tell("tool_call_started", tool=call.tool_name, call_id=call.tool_call_id, arguments=arguments)
-        case FunctionToolResultEvent(part=result) if result.tool_name != DELEGATING:
-            failed = isinstance(result, RetryPromptPart)
-            turn.tell("tool_call_finished", tool=result.tool_name, call_id=result.tool_call_id, failed=failed)
+        case FunctionToolCallEvent(part=call, args_valid=False):
+            tell_call(call)  # it ends before it is made
+        case FunctionToolResultEvent(part=result) if result.tool_name not in DELEGATING:
+            if result.outcome != "denied":  # that one was never made
+                failed = result.outcome in _FAILED
+                turn.tell("tool_call_finished", tool=result.tool_name, call_id=result.tool_call_id, failed=failed)
         case _:
             pass
+
+
+def tell_call(call: ToolCallPart) -> None:
+    """Tell that a tool is called: as it is made, not as it is asked for; it may have to be approved before."""
+    turn = _watched.get()
+    if turn is not None and call.tool_name not in DELEGATING:
+        arguments = call.args_as_dict() if call.args else {}
+        turn.tell("tool_call_started", tool=call.tool_name, call_id=call.tool_call_id, arguments=arguments)
 
 
 def _tell_text(turn: Turn, text: str) -> None:

@@ -9,31 +9,27 @@ Why not the encoders of `pydantic_ai.ui` (AG-UI, Vercel AI)? They encode one age
 What comes from the queue is the events of teamturn, which have more to say: members and members of members, attempts
 that go on elsewhere, and a reply that is REJECTED, CANCELLED or PAUSED. A detour over pydantic-ai's events would lose
 that, have no ids to resume by, and load the model libraries into a gateway that has no model. Whoever has a page that
-speaks such a protocol already can make the turn in `Answers._collect`: a `content_delta` is a PartDeltaEvent, those
+speaks such a protocol already can make the turn in `Answers._watch`: a `content_delta` is a PartDeltaEvent, those
 of a tool call are a FunctionToolCallEvent and a FunctionToolResultEvent, for a VercelAIEventStream without run input.
 """
 
 import asyncio
 import json
 import logging
-import os
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Final, Self
 
-from teamturn import RunClient, RunRequest
-from worker.errors import BrokerUnavailable
+from teamturn import ClientError, ClientTimedOut, RunClient, RunRequest
 
-HEARTBEAT_SECONDS: Final = float(os.environ.get("WEB_CHAT_HEARTBEAT", "15"))
-"""Proxies close what is silent for longer, commonly 30 to 60 seconds."""
 MOST_EVENTS: Final = 50_000
 """Of one run: what is beyond is left out, but for the last one, which has the reply."""
 _KEPT_SECONDS: Final = 120.0
 """How long a finished answer is kept, for a page that was away for a moment; then it is read from Postgres."""
 _COMES_AGAIN_MILLISECONDS: Final = 700
 """After how long a browser whose stream was broken off comes again; by itself, Chromium does after 3 seconds."""
-_RETRY_SECONDS: Final = 2.0
-_TRIES: Final = 60
+_WAITS_SECONDS: Final = 3600.0
+"""How long an answer is waited for, queues and all; it is not lost by the end of that."""
 
 _log = logging.getLogger("web_chat")
 
@@ -48,25 +44,22 @@ class Answer:
     def __init__(self, request: RunRequest) -> None:
         self.request = request
         self.ended = False
+        self.failed = False
         self._events: list[str] = []
         self._changed = asyncio.Event()
 
     def add(self, event: str, *, last: bool = False) -> None:
         """Add an event, for all who follow."""
         self._events.append(event)
-        self.ended = last  # with the event, so that who sees it finds the answer ended
+        self.ended = self.ended or last  # at once, so that who sees the last one finds the answer ended
         self._wake()
 
-    def tell(self, type_: str, message: str) -> None:
-        """Add an event of the gateway's own, with a sentence for people."""
-        self.add(json.dumps({"type": type_, "message": message}))
+    def fail(self, message: str) -> None:
+        """Add the last event, the gateway's own: what is wrong, in a sentence for people."""
+        self.failed = True
+        self.add(json.dumps({"type": "gateway_failed", "message": message}), last=True)
 
-    def end(self) -> None:
-        """Say that there will be no further events."""
-        self.ended = True
-        self._wake()
-
-    async def follow(self, after: int) -> AsyncIterator[str]:
+    async def follow(self, after: int, heartbeat_seconds: float) -> AsyncIterator[str]:
         """Yield the events behind so many, as server-sent events whose ids are their numbers from 1; until the end.
 
         JSON has no line breaks, so that one `data:` line holds an event.
@@ -80,7 +73,7 @@ class Answer:
             if self.ended:
                 return
             try:
-                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                async with asyncio.timeout(heartbeat_seconds):
                     await changed.wait()
             except TimeoutError:
                 yield ": still here\n\n"
@@ -129,7 +122,7 @@ class Answers:
 
     def ask(self, request: RunRequest) -> Answer:
         """Publish a request, and watch it; one that is watched already is not published again. Raises TooBusy."""
-        if (known := self._by_run.get(request.run_id)) is not None:
+        if (known := self._by_run.get(request.run_id)) is not None and not known.failed:
             return known
         if len(self.running(request.user_id or "")) >= self._most_of_a_user:
             raise TooBusy("Your other conversations are still being answered: wait for one of them, or stop it.")
@@ -142,31 +135,24 @@ class Answers:
         return answer
 
     async def _watch(self, answer: Answer) -> None:
+        """Have the run's events added to its answer, over lost connections too: the client sees to that."""
         try:
-            await self._collect(answer)
+            async for event in self._client.stream(answer.request, timeout_seconds=_WAITS_SECONDS):
+                last = event.type == "run_finished"
+                if last or not answer.is_full:
+                    answer.add(event.model_dump_json(), last=last)
+        except ClientTimedOut:
+            answer.fail("There is no answer yet. It may still come: look here again later.")
+        except ClientError as error:
+            _log.warning("run %s: %s", answer.request.run_id, error)
+            answer.fail("This could not be asked. Try again in a minute.")
         except Exception:  # noqa: BLE001 - whatever it is, who waits is told
-            _log.exception("the answer of run %s is lost", answer.request.run_id)
-            answer.tell(
-                "gateway_failed", "Something went wrong on the way. Reload the page to see whether it is there."
-            )
+            _log.exception("run %s", answer.request.run_id)
+            answer.fail("Something went wrong on the way. Load the page again to see whether the answer is there.")
         finally:
-            answer.end()
-            asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._by_run.pop, answer.request.run_id, None)
+            answer.ended = True
+            asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._forget, answer)
 
-    async def _collect(self, answer: Answer) -> None:
-        """Have the run's events added to its answer. Asked again with the same run_id, it is not executed again."""
-        for _ in range(_TRIES):
-            try:
-                async for event in self._client.stream(answer.request):
-                    last = event.type == "run_finished"
-                    if last or not answer.is_full:
-                        answer.add(event.model_dump_json(), last=last)
-            except BrokerUnavailable as error:
-                _log.warning("RabbitMQ: %s", error)
-                answer.tell("gateway_waits", "The queue can't be reached at the moment. Trying again …")
-                await asyncio.sleep(_RETRY_SECONDS)
-            except TimeoutError:
-                break
-            else:
-                return
-        answer.tell("gateway_failed", "There is no answer yet. It may still come: look here again later.")
+    def _forget(self, answer: Answer) -> None:
+        if self._by_run.get(answer.request.run_id) is answer:
+            del self._by_run[answer.request.run_id]

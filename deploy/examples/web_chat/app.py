@@ -10,8 +10,10 @@ TEAMTURN_DB_SCHEMA as the workers do, and
 | WEB_CHAT_TEAMS | demo,panel | the ids of the teams that can be talked to; the first one is the default |
 | WEB_CHAT_HOST, _PORT | 127.0.0.1, 8000 | where it listens |
 | WEB_CHAT_NAMES | localhost,127.0.0.1 | the host names it is reached by; others are refused |
-| WEB_CHAT_HEARTBEAT | 15 | seconds after which a silent stream says that it is there |
+| WEB_CHAT_HEARTBEAT | 15 | seconds after which a silent stream says that it is there: proxies close it after 30 to 60 |
 | WEB_CHAT_SECRET | made, and kept in a file | what cookies and ids are signed with; several gateways need the same |
+
+Behind a proxy with TLS, have that pass on Host and X-Forwarded-Proto, and not collect what is streamed.
 
 It imports no model libraries and keeps nothing: conversations are in Postgres, and a gateway that is restarted, or
 another one, goes on with an answer where it is (see answers.py).
@@ -26,97 +28,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
 
 import asyncpg
 import uvicorn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from typing_extensions import override
 
 from answers import Answer, Answers, TooBusy
-from identity import Signer, core_of, kept_secret, new_core
+from guard import EventStream, Guard, read_json, refused
+from identity import Signer, core_of, new_core
+from settings import Settings
 from stored import Json, Stored
-from teamturn import RunClient, RunRequest
-from worker.errors import BrokerUnavailable, StartupError
-from worker.sandbox.box import state_file
-from worker.sandbox.reaper import read_kept
+from teamturn import BrokerUnavailable, ClientError, RunClient, RunRequest, StartupError
 
 STATIC: Final = Path(__file__).parent / "static"
 MOST_CHARACTERS: Final = 16_000
 """Of one message."""
-MOST_BODY_BYTES: Final = 128 * 1024
 MOST_STREAMS: Final = 6
 """Of one user, at once: a browser keeps no more to one server by HTTP/1.1."""
 COOKIE: Final = "web_chat_user"
 _A_YEAR_SECONDS: Final = 365 * 24 * 3600
 _TITLE_CHARACTERS: Final = 80
-
-HEADERS: Final = {
-    # Scripts and styles of our own files only; and no script may turn text into HTML (trusted types).
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-    "require-trusted-types-for 'script'; trusted-types 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the gateway is told by its environment."""
-
-    amqp_url: str
-    postgres_url: str
-    prefix: str
-    schema: str
-    teams: tuple[str, ...]
-    names: tuple[str, ...]
-    secret: bytes
-
-    @classmethod
-    def read(cls, given: dict[str, str]) -> Settings:
-        """Read them; without any URL, a demo that was left running is the one."""
-        urls = {"amqp_url": given.get("TEAMTURN_AMQP_URL"), "postgres_url": given.get("TEAMTURN_POSTGRES_URL")}
-        if not any(urls.values()):
-            urls |= read_kept(state_file()) or {}
-        secret = given.get("WEB_CHAT_SECRET", "").encode()
-        return cls(
-            amqp_url=urls["amqp_url"] or "amqp://guest:guest@localhost:5672/",
-            # What stands behind a + is for SQLAlchemy: postgresql+psycopg://…
-            postgres_url=re.sub(
-                r"^(\w+)\+\w+:", r"\1:", urls["postgres_url"] or "postgresql://postgres@localhost/postgres"
-            ),
-            prefix=given.get("TEAMTURN_PREFIX") or "teamturn",
-            schema=given.get("TEAMTURN_DB_SCHEMA") or "ai",
-            teams=_words(given.get("WEB_CHAT_TEAMS") or "demo,panel"),
-            names=_words(given.get("WEB_CHAT_NAMES") or "localhost,127.0.0.1"),
-            secret=secret or kept_secret(state_file().with_name("web_chat.secret")),
-        )
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word for word in (part.strip() for part in text.split(",")) if word)
 
 
 class Decision(BaseModel):
@@ -179,7 +125,7 @@ class Gateway:
         await self._open.aclose()
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> list[str]:
         """The host names that it is reached by."""
         return self._settings.names
 
@@ -230,7 +176,7 @@ class Gateway:
 
     async def ask(self, request: Request) -> Response:
         """Publish a message, or decisions; return where its events are."""
-        user_id, asked = self._user_of(request), await _read(request, Asked)
+        user_id, asked = self._user_of(request), await read_json(request, Asked)
         if not asked.text.strip() and not asked.decisions:
             raise HTTPException(422, "Write something first.")
         first = core_of(asked.run_id or "") or new_core()
@@ -254,7 +200,7 @@ class Gateway:
             return Response(status_code=204)  # by which a browser does not come again
         if self._streams[user_id] >= MOST_STREAMS:
             raise HTTPException(429, "This chat is open in too many windows. Close one of them.")
-        return _EventStream(answer.follow(after), user_id, self._streams)
+        return EventStream(answer.follow(after, self._settings.heartbeat_seconds), user_id, self._streams)
 
     async def cancel(self, request: Request) -> Response:
         """Say that an answer is not wanted any more. What becomes of it is told by its events."""
@@ -328,88 +274,21 @@ def _running(answer: Answer) -> Json:
     return {"run_id": answer.request.run_id, "text": answer.request.text}
 
 
-class _EventStream(StreamingResponse):
-    """Server-sent events; counts as one of the user's as long as it lasts."""
-
-    def __init__(self, events: AsyncIterator[str], user_id: str, streams: Counter[str]) -> None:
-        # The last header has nginx pass on what comes, as it comes.
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._user_id, self._streams = user_id, streams
-
-    @override
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._streams[self._user_id] += 1
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._streams[self._user_id] -= 1
-            self._streams += Counter()  # forgets who has none
-
-
-async def _read(request: Request, model: type[Asked]) -> Asked:
-    """Read a JSON body of a bounded size."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise HTTPException(415, "Post application/json.")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY_BYTES:
-            raise HTTPException(413, "This is too long.")
-    try:
-        return model.model_validate_json(body)
-    except ValidationError as error:
-        too_long = any(one["type"] == "string_too_long" for one in error.errors())
-        message = f"A message has at most {MOST_CHARACTERS:,} characters." if too_long else "This can't be read."
-        raise HTTPException(422, message) from None
-
-
 def _json(content: Json) -> JSONResponse:
     return JSONResponse(content, headers={"cache-control": "no-store"})
 
 
-class Guard:
-    """Adds the headers to every response, and refuses what another site's page posts."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
-        request = Request(scope)
-        app = self._app
-        # Browsers name the page's origin in every POST. The host is one of WEB_CHAT_NAMES.
-        if request.method not in {"GET", "HEAD"} and (
-            urlsplit(request.headers.get("origin", "")).netloc != request.headers.get("host", "")
-        ):
-            app = _refused(403, "This was posted by another site's page.")
-        await app(scope, receive, with_headers)
-
-
-def _refused(status: int, message: str) -> Response:
-    return JSONResponse({"message": message}, status)
-
-
 def _answer_with(status: int, message: str) -> Callable[[Request, Exception], Response]:
-    return lambda _request, _error: _refused(status, message)
+    return lambda _request, _error: refused(status, message)
 
 
 def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker: it is registered for these
-    return _refused(error.status_code, error.detail)
+    return refused(error.status_code, error.detail)
 
 
 def _too_busy(_request: Request, error: Exception) -> Response:
-    return _refused(429, str(error))
+    return refused(429, str(error))
 
 
 _NO_QUEUE: Final = _answer_with(503, "The queue can't be reached at the moment. Try again in a minute.")
@@ -430,11 +309,11 @@ def app_of(gateway: Gateway) -> Starlette:
             Route(f"{run}/cancel", gateway.cancel, methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=list(gateway.names))],
+        middleware=[Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=gateway.names)],
         exception_handlers={
             HTTPException: _http_error,
             TooBusy: _too_busy,
-            BrokerUnavailable: _NO_QUEUE,
+            ClientError: _NO_QUEUE,
             asyncpg.PostgresError: _NO_STORE,
             asyncpg.InterfaceError: _NO_STORE,
             OSError: _NO_STORE,
@@ -442,22 +321,24 @@ def app_of(gateway: Gateway) -> Starlette:
     )
 
 
-async def serve(settings: Settings, host: str, port: int) -> None:
+async def serve(settings: Settings) -> None:
     """Serve until a signal comes."""
     async with Gateway(settings) as gateway:
         # Whoever listens to events when it stops comes again by himself, and asks the next gateway.
-        config = uvicorn.Config(app_of(gateway), host=host, port=port, timeout_graceful_shutdown=1, access_log=False)
-        await uvicorn.Server(config).serve()
+        server = uvicorn.Config(
+            app_of(gateway), host=settings.host, port=settings.port, timeout_graceful_shutdown=1, access_log=False
+        )
+        await uvicorn.Server(server).serve()
 
 
 def main() -> None:
     """Run the gateway; a mistake in the set-up is one line."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    environment = dict(os.environ)
-    host, port = environment.get("WEB_CHAT_HOST", "127.0.0.1"), int(environment.get("WEB_CHAT_PORT", "8000"))
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they tell of is RunClient's to mend
     try:
-        asyncio.run(serve(Settings.read(environment), host, port))
-    except (BrokerUnavailable, StartupError, asyncpg.PostgresError, OSError) as error:
+        asyncio.run(serve(Settings.read(os.environ)))
+    except (BrokerUnavailable, ClientError, StartupError, asyncpg.PostgresError, OSError, ValueError) as error:
         sys.exit(f"web_chat: {error}")
 
 

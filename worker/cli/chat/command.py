@@ -25,12 +25,12 @@ from worker.cli.addressing import (
     remember,
     request_to,
 )
-from worker.cli.chat.line import Line
 from worker.cli.chat.piped import lines_of_standard_input
 from worker.cli.chat.screens import PlainScreen
 from worker.cli.chat.stored import StoredHere
 from worker.cli.chat.talk import Talk
 from worker.cli.terminal import one_line
+from worker.client import RunClient
 from worker.settings import Settings
 
 _FAILED: Final = 1
@@ -82,12 +82,12 @@ async def _talk(settings: Settings, first: RunRequest, address: Address, timeout
     def request(text: str) -> RunRequest:
         return request_to(address, text, new_session="chat")
 
-    async with Line(settings) as line:
+    async with RunClient(settings.amqp_url.get_secret_value(), prefix=settings.prefix) as client:
         if _at_terminal():
-            await _talk_at_terminal(line, stored, request, timeout_seconds, _beginning(first))
+            await _talk_at_terminal(client, stored, request, timeout_seconds, _beginning(first))
             return 0
         screen = PlainScreen()
-        talk = Talk(line, screen, stored, request, timeout_seconds=timeout_seconds)
+        talk = Talk(client, screen, stored, request, timeout_seconds=timeout_seconds)
         screen.aside(_beginning(first))
         with _signals(talk):
             await talk.run(lines_of_standard_input(), one_by_one=True)
@@ -95,12 +95,12 @@ async def _talk(settings: Settings, first: RunRequest, address: Address, timeout
 
 
 async def _talk_at_terminal(
-    line: Line, stored: StoredHere, request: Callable[[str], RunRequest], timeout_seconds: float, beginning: str
+    client: RunClient, stored: StoredHere, request: Callable[[str], RunRequest], timeout_seconds: float, beginning: str
 ) -> None:
     from worker.cli.chat.prompt import TerminalScreen, typed  # noqa: PLC0415 - a tenth of a second, only where it is used
 
     async with TerminalScreen() as screen:
-        talk = Talk(line, screen, stored, request, timeout_seconds=timeout_seconds)
+        talk = Talk(client, screen, stored, request, timeout_seconds=timeout_seconds)
         screen.aside(f"{beginning} · /help")
         with _signals(talk):
             await talk.run(typed(screen, interrupted=talk.interrupt), one_by_one=False)

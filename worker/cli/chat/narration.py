@@ -140,7 +140,7 @@ def how_it_ended(reply: RunReply) -> str | None:
         case RunStatus.CANCELLED:
             return f"Cancelled{code}."
         case RunStatus.PAUSED:
-            return "It is paused: a human has to decide."
+            return "It is paused, and waits for a decision:"
         case RunStatus.REJECTED:
             return f"Refused{why}{code}."
         case RunStatus.ERROR:

@@ -88,8 +88,8 @@ class TerminalScreen(Screen):
         rows = wrapped(printable(text), self.columns, first=indent, others=indent)
         self._show([self._in(style, row) for row in rows])
 
+    @override
     def echo(self, text: str) -> None:
-        """Show what was typed, above the prompt."""
         self.end()
         rows = wrapped(printable(text), self.columns, first="> ", others=_HANGING)
         self._show([self._in(Style.BOLD, row) for row in rows])
@@ -123,7 +123,10 @@ class TerminalScreen(Screen):
 
 
 async def typed(screen: TerminalScreen, *, interrupted: Callable[[], None]) -> AsyncIterator[str]:
-    """Yield what is typed at the prompt, until Ctrl-D: Enter sends, Alt-Enter begins a new line, Ctrl-C interrupts."""
+    """Yield what is typed at the prompt, until Ctrl-D: Enter sends, Alt-Enter begins a new line, Ctrl-C interrupts.
+
+    It is gone from the prompt then: who takes it shows it, where it belongs.
+    """
     keys = KeyBindings()
 
     @keys.add("enter", filter=has_focus(DEFAULT_BUFFER))
@@ -150,6 +153,7 @@ async def typed(screen: TerminalScreen, *, interrupted: Callable[[], None]) -> A
             text = await session.prompt_async(handle_sigint=False)
         except EOFError:
             return
+        # Bytes that are not UTF-8, of a terminal that is set to something else, come as lone surrogates.
+        text = text.encode(errors="replace").decode()
         if text.strip():
-            screen.echo(text)
             yield text

@@ -41,6 +41,9 @@ class Screen(Protocol):
     def page(self, text: str) -> None:
         """Show text that was asked for, as it is laid out."""
 
+    def echo(self, text: str) -> None:
+        """Show what was said, where it was typed away from its place."""
+
     def go_on(self, status: str) -> None:
         """Say in a word what goes on, for whoever has a prompt to show it at; nothing if nobody waits for anything."""
 
@@ -64,6 +67,10 @@ class PlainScreen(Screen):
     def write(self, piece: str) -> None:
         print(printable(piece), end="", flush=True)
         self._within = not piece.endswith("\n") if piece else self._within
+
+    @override
+    def echo(self, text: str) -> None:
+        pass
 
     @override
     def go_on(self, status: str) -> None:

@@ -11,16 +11,17 @@ const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|(\d{1,9})[.)])(?: +|$)(.*)$/;
 const TABLE = /^ {0,3}\|?\s*:?-+:?\s*(\|\s*:?-+:?\s*)*\|?\s*$/;
 
+// Every repetition that looks for an end has a limit: else a text of many beginnings takes the square of its length.
 const INLINE = new RegExp(
   [
     String.raw`\\([\\\`*_{}\[\]()#+\-.!|>~])`, // 1: escaped
-    String.raw`(?<!\`)(\`+)(?!\`)(.+?)(?<!\`)\2(?!\`)`, // 2, 3: code
-    String.raw`!?\[([^\[\]]*)\]\(\s*<?([^\s<>()]+(?:\([^\s<>()]*\)[^\s<>()]*)*)>?(?:\s+"[^"]*")?\s*\)`, // 4, 5: link
-    String.raw`(\*\*|__)(?=\S)(.+?)(?<=\S)\6`, // 6, 7: strong
-    String.raw`(?<!\w)_(?=\S)([^_]+?)(?<=\S)_(?!\w)`, // 8: emphasis
-    String.raw`\*(?=[^\s*])([^*]+?)(?<=\S)\*`, // 9: emphasis
-    String.raw`~~(?=\S)(.+?)(?<=\S)~~`, // 10: struck
-    String.raw`(https?:\/\/[^\s<>"\`]*[^\s<>"\`.,;:!?)\]'*_])`, // 11: address
+    String.raw`(?<!\`)(\`{1,9})(?!\`)(.{1,2000}?)(?<!\`)\2(?!\`)`, // 2, 3: code
+    String.raw`!?\[([^\[\]]{0,500})\]\(\s{0,9}<?([^\s<>()]{1,2000}(?:\([^\s<>()]{0,500}\)[^\s<>()]{0,500})?)>?(?:\s+"[^"]{0,500}")?\s{0,9}\)`, // 4, 5: link
+    String.raw`(\*\*|__)(?=\S)(.{1,2000}?)(?<=\S)\6`, // 6, 7: strong
+    String.raw`(?<!\w)_(?=\S)([^_]{1,2000}?)(?<=\S)_(?!\w)`, // 8: emphasis
+    String.raw`\*(?=[^\s*])([^*]{1,2000}?)(?<=\S)\*`, // 9: emphasis
+    String.raw`~~(?=\S)(.{1,2000}?)(?<=\S)~~`, // 10: struck
+    String.raw`(https?:\/\/[^\s<>"\`]{0,2000}[^\s<>"\`.,;:!?)\]'*_])`, // 11: address
   ].join("|"),
   "gs",
 );

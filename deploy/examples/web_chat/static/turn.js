@@ -182,7 +182,6 @@ export class Turn {
   }
 
   apply(event) {
-    if (event.type === "gateway_waits") this.say(event.message);
     if (event.type === "gateway_failed") this.fail(event.message);
     if (event.number === undefined) return;
     // The same events may come again when the stream was broken off; the last one is numbered by what came before it.
