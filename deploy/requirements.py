@@ -27,6 +27,16 @@ FILES = {
         ("pyproject.toml", "-", "--group", "web", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
         ("editables", "hatchling"),
     ),
+    "requirements-worker.txt": (
+        "What the image has: what a worker needs, in the versions of requirements-dev.txt.",
+        ("pyproject.toml", "-c", "deploy/requirements-dev.txt"),
+        (),
+    ),
+    "requirements-build.txt": (
+        "What makes the image's wheel, in the versions of requirements-dev.txt.",
+        ("-", "-c", "deploy/requirements-dev.txt"),
+        ("hatchling",),
+    ),
     "requirements-bench.txt": (
         "What deploy/bench installs: as requirements.txt, in the same versions, with the peers and a plotter.",
         ("pyproject.toml", "-", "--group", "bench", "--extra", "docker", "-c", "deploy/requirements-dev.txt"),
