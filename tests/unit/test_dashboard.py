@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.support.manifests import check_command
 from tests.support.metrics import GRAFANA, check, reads, table
+from tests.support.promtool import promtool
 from worker.intake.topology import Topology
 
 METRICS = table()
@@ -196,14 +195,6 @@ def test_when_an_alert_fires_is_tested(alert: str) -> None:
 
 
 # promtool
-
-
-def promtool(*words: str, cwd: Path) -> None:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("promtool is not on this machine: it is in Debian's package prometheus")
-    done = subprocess.run([program, *words], cwd=cwd, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("words", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
