@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest import mock
@@ -26,8 +26,10 @@ async def own_postgres() -> AsyncIterator[Server]:
 
 
 @asynccontextmanager
-async def own_rabbitmq(configuration: str = "") -> AsyncIterator[RabbitmqNode]:
-    """A node, with lines of its own in rabbitmq.conf."""
+async def own_rabbitmq(
+    configuration: str = "", *, plugins: Sequence[str] = (), erlang: str = ""
+) -> AsyncIterator[RabbitmqNode]:
+    """A node, with lines of its own in rabbitmq.conf, plugins that RabbitMQ comes with, and arguments for Erlang."""
 
     class Configured(RabbitmqNode):
         @override
@@ -35,7 +37,9 @@ async def own_rabbitmq(configuration: str = "") -> AsyncIterator[RabbitmqNode]:
             env = super()._prepare(distribution_port, epmd_port)
             with Path(env["RABBITMQ_CONFIG_FILE"]).open("a") as file:
                 file.write(configuration)
-            return env
+            Path(env["RABBITMQ_ENABLED_PLUGINS_FILE"]).write_text(f"[{','.join(plugins)}].\n")
+            given = env["RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS"]
+            return env | {"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": f"{given} {erlang}"}
 
     with mock.patch.object(ways, "RabbitmqNode", Configured):
         async with _own(lambda site: ways.have_rabbitmq(site, OWN)) as server:
