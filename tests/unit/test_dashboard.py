@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from schemas.errors import ErrorCode
 from schemas.replies import RunStatus
 from tests.support.manifests import check_command
-from tests.support.metrics import GRAFANA, check, reads, table
+from tests.support.metrics import GRAFANA, Metric, check, reads, table
 from tests.support.promtool import promtool
 from worker.intake.topology import Topology
 
@@ -206,3 +206,51 @@ def test_promtool_is_content_with_what_is_scraped(tmp_path: Path) -> None:
     scraped = (GRAFANA / "prometheus.yaml").read_text().replace("/etc/prometheus/", f"{GRAFANA}/")
     (tmp_path / "prometheus.yaml").write_text(scraped)
     promtool("check", "config", "prometheus.yaml", cwd=tmp_path)
+
+
+VALUES = {
+    "target": ["team.capital"],
+    "status": ["COMPLETED", "ERROR"],
+    "code": ["none", "model_error"],
+    "model": ["gpt-5"],
+    "direction": ["input", "output"],
+    "reason": ["stale"],
+    "what": ["commit"],
+    "part": ["lanes", "publishing"],
+    "lane": ["1"],
+    "statement": ["commit"],
+    "version": ["0.1.0"],
+    "vhost": ["/"],
+    "queue": [queue.name for queue in Topology("teamturn", 16).queues()],
+}
+
+
+def told_of(metric: Metric) -> list[dict[str, str]]:
+    """Series as a scrape of everything that there is to tell would give them, in promtool's notation."""
+    numbers = "1x40" if metric.type == "gauge" else "0+4x40"
+    names = sorted(metric.labels)
+    told = []
+    for values in product(*(VALUES[name] for name in names)):
+        labels = {**dict(zip(names, values, strict=True)), "instance": "one", "job": "any"}
+        for series in sorted(metric.series):
+            for le in ("0.1", "10", "+Inf") if series.endswith("_bucket") else (None,):
+                full = labels if le is None else {**labels, "le": le}
+                written = ", ".join(f'{name}="{value}"' for name, value in full.items())
+                told.append({"series": f"{series}{{{written}}}", "values": numbers})
+    return told
+
+
+def test_every_panel_shows_something_where_every_metric_is_told(tmp_path: Path) -> None:
+    shown = [{"expr": f"count({query}) > bool 0", "eval_time": "5m"} for _, query in PANEL_QUERIES]
+    whole = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [series for metric in METRICS.values() for series in told_of(metric)],
+                "promql_expr_test": [{**one, "exp_samples": [{"labels": "{}", "value": 1}]} for one in shown],
+            }
+        ],
+    }
+    (tmp_path / "shown.yaml").write_text(json.dumps(whole))
+    promtool("test", "rules", "shown.yaml", cwd=tmp_path)
