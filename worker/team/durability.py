@@ -69,6 +69,11 @@ class _Config:
     repeatable: bool = False
 
 
+def step_of_call(tool: object, call_id: str | None) -> str:
+    """Return the name of the step that a call of a tool is."""
+    return f"tool:{tool}@{call_id}"
+
+
 def _config_of_tool(operation: DurableOperationId, tool: object | None, _name: str) -> _Config | Literal[False]:
     if not isinstance(tool, ToolsetTool):
         return _Config()
@@ -118,7 +123,7 @@ class _JournalBackend(CallableOperationBackend[_Config]):
                 tool, arguments, context, *_ = cache_key
                 assert isinstance(context, RunContext)  # noqa: S101 - for the type checker
                 asked = Asked("", _hashed([tool, arguments]), repeatable=config.repeatable)
-                return await steps.call(f"tool:{tool}@{context.tool_call_id}", asked, make)
+                return await steps.call(step_of_call(tool, context.tool_call_id), asked, make)
             case CapabilityOperationId(capability_id=capability, operation=operation):
                 return await steps.call(f"{capability}.{operation}", Asked("", repeatable=config.repeatable), make)
             case _:
