@@ -1,8 +1,7 @@
 -- Pauses of sessions that other programs delete, and continuations that are refused after they were begun.
 
--- What `drop_expired_pauses` looks for goes by this, whether it still holds something or not.
-drop index paused_runs_by_expiry;
-create index paused_runs_by_expiry on paused_runs (expires_at);
+-- Those of which is only known that they have expired, for `drop_expired_pauses`: it read the whole table for them.
+create index paused_runs_known_as_expired on paused_runs (expires_at) where pause is null;
 
 -- As before, but for a paused run that is not stored any more: who deletes a session without teamturn leaves its pauses,
 -- and whoever begins one of the same id, another user it may be, must not be given them.
@@ -22,9 +21,7 @@ begin
         into paused
         from paused_runs as p
         where p.run_id = entry.continues and p.session_id = entry.session_id and p.pause is not null
-          and exists (
-              select from agno_runs as run where run.run_id = p.run_id and run.session_id = entry.session_id
-          )
+          and (select run.session_id from agno_runs as run where run.run_id = p.run_id) = entry.session_id
         for update;
         continue when not found;
         update turn_steps as step
