@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, JsonValue
 from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.capabilities import HandleDeferredToolCalls
 from pydantic_ai.messages import ModelMessage, ModelResponse
@@ -37,6 +37,7 @@ from worker.executors.turn import Turn
 from worker.settings import Settings
 from worker.team.single_agent import SingleAgent
 from worker.team.team import Team
+from worker.team.workflow import Workflow
 
 
 async def test_a_continuation_that_is_refused_after_it_was_begun_leaves_the_run_paused(
@@ -283,3 +284,31 @@ async def test_a_lane_that_is_lost_in_the_approved_call_makes_it_once(
     assert (reply["status"], reply["content"], paid) == ("COMPLETED", "paid 5", [5])
     assert await _state(database) == {"paid": 5}
     await _nothing_is_left(database)
+
+
+async def test_what_a_function_of_a_workflow_changes_in_the_state_is_changed_once(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    till, producer, called = Till(), Producer(broker, workflow_id="orders"), list[str]()
+
+    async def count(turn: Turn) -> JsonValue:
+        called.append("count")
+        turn.session_state["count"] = turn.session_state.get("count", 0) + 1
+        await turn.step("add", lambda: turn.session_state.update(added=turn.session_state.get("added", 0) + 1))
+        return turn.session_state["count"]
+
+    async def finish(turn: Turn) -> JsonValue:
+        turn.session_state["finished"] = turn.session_state.get("finished", 0) + 1
+        if called.count("finish") < 2:
+            called.append("finish")
+            raise ValueError
+        return turn.results["ann"]
+
+    flow = Workflow("orders", [count, _clerk("ann", till, ("pay", {"amount": 1}, "c1")), finish])
+    async with worker_of(settings, flow):
+        paused = await producer.ask(input="buy")
+        failed = [await producer.decide(paused, approved("c1")) for _ in range(2)]
+        await producer.decide(paused, approved("c1"))
+    assert [one["status"] for one in failed] == ["ERROR", "ERROR"]
+    assert await _state(database) == {"count": 1, "added": 1, "paid": 1, "finished": 1}
+    assert till.paid == [1]
