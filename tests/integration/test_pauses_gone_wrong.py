@@ -17,6 +17,7 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults
 from pydantic_ai.toolsets import FunctionToolset
 from pydantic_ai.usage import UsageLimits
 
+import sql
 from tests.integration.test_pauses import (
     Producer,
     Till,
@@ -33,7 +34,9 @@ from tests.integration.test_pauses import (
 from tests.support.broker import TestBroker
 from tests.support.workers import worker_of
 from tests.unit.models import Recorded, text
+from worker.errors import LaneLost
 from worker.executors.turn import Turn
+from worker.sessions.lanes import LaneConnection
 from worker.settings import Settings
 from worker.team.single_agent import SingleAgent
 from worker.team.team import Team
@@ -295,14 +298,14 @@ async def test_what_a_function_of_a_workflow_changes_in_the_state_is_changed_onc
         called.append("count")
         turn.session_state["count"] = turn.session_state.get("count", 0) + 1
         await turn.step("add", lambda: turn.session_state.update(added=turn.session_state.get("added", 0) + 1))
-        return turn.session_state["count"]
+        return None
 
     async def finish(turn: Turn) -> JsonValue:
         turn.session_state["finished"] = turn.session_state.get("finished", 0) + 1
         if called.count("finish") < 2:
             called.append("finish")
             raise ValueError
-        return turn.results["ann"]
+        return None
 
     flow = Workflow("orders", [count, _clerk("ann", till, ("pay", {"amount": 1}, "c1")), finish])
     async with worker_of(settings, flow):
@@ -312,3 +315,77 @@ async def test_what_a_function_of_a_workflow_changes_in_the_state_is_changed_onc
     assert [one["status"] for one in failed] == ["ERROR", "ERROR"]
     assert await _state(database) == {"count": 1, "added": 1, "paid": 1, "finished": 1}
     assert till.paid == [1]
+
+
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_pause_whose_commit_is_lost_is_settled_by_the_next_claim(
+    settings: Settings,
+    broker: TestBroker,
+    database: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    applied: bool,
+) -> None:
+    till, producer, lost = Till(), Producer(broker), list[str]()
+    fetch = LaneConnection._fetch
+
+    async def answer_lost(lane: LaneConnection, text: str, *arguments: object) -> list[asyncpg.Record]:
+        if text != sql.COMMIT_TURNS or lost:
+            return await fetch(lane, text, *arguments)
+        lost.append(text)
+        if applied:
+            await fetch(lane, text, *arguments)
+        lane.connection.terminate()
+        raise LaneLost("the answer to the commit is lost")
+
+    monkeypatch.setattr(LaneConnection, "_fetch", answer_lost)
+    model = first(("look", {"item": "tea"}, "c1"), ("pay", {"amount": 5}, "c2"))
+    async with worker_of(settings, shop(model, till)):
+        paused = await producer.ask(input="buy")
+        reply = await producer.decide(paused, approved("c2"))
+    assert lost
+    assert (paused["status"], reply["content"]) == ("PAUSED", "saw tea and paid 5")
+    assert (till.looked, till.paid, len(model.asked)) == (["tea"], [5], 2)
+    await _nothing_is_left(database)
+
+
+async def test_a_continuation_that_follows_one_whose_worker_died_tells_what_that_one_made(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    till, producer, reached, hanging = Till(), Producer(broker), asyncio.Event(), [True]
+
+    async def wait() -> str:
+        if hanging:
+            reached.set()
+            await asyncio.Event().wait()
+        return "waited"
+
+    def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
+        match found := returned(messages):
+            case []:
+                return calls(("pay", {"amount": 5}, "c1"))
+            case [_]:
+                return calls(("wait", {}, "c2"))
+            case _:
+                return text(str(found))
+
+    again = Tool(wait, metadata={"teamturn": {"repeatable": True}})
+    agent = SingleAgent(Agent(Recorded(answer).model, name="shop", deps_type=Turn, tools=[till.pay, again]))
+    async with worker_of(settings, agent):
+        paused = await producer.ask(input="buy")
+        deciding = asyncio.create_task(producer.decide(paused, approved("c1"), run_id="again"))
+        await reached.wait()
+    hanging.clear()
+    # By another prefix: in this one's queue it would come behind.
+    other = settings.model_copy(update={"prefix": f"{settings.prefix}-other"})
+    async with TestBroker(other.amqp_url.get_secret_value(), other.prefix) as second:
+        async with worker_of(other, agent):
+            reply = await Producer(second).decide(paused, denied("c1"), run_id="third")
+        await second.delete_everything(other.partitions)
+    async with worker_of(settings, agent):
+        late = await deciding
+    assert reply["content"] == "['paid 5', 'waited']"
+    assert late["error"]["code"] == "run_not_paused"
+    assert till.paid == [5]
+    assert await _state(database) == {"paid": 5}
+    await _nothing_is_left(database)
