@@ -20,6 +20,16 @@ from worker.settings import Settings
 
 _TEMPLATE = "teamturn_template"
 
+_BEGUN_IN_THIS_ORDER = (
+    "acceptance/test_cut_off.py",
+    "acceptance/test_postgres_restarts.py",
+    "acceptance/test_elastic.py",
+    "acceptance/",
+    "integration/",
+    "unit/",
+)
+"""What takes longest comes first, so that no process is left with it at the end; what is alike is in any order."""
+
 # structlog's default draws an exception with all its variables, which takes up to seconds.
 structlog.configure(
     processors=[
@@ -28,6 +38,16 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next(place for place, part in enumerate((*_BEGUN_IN_THIS_ORDER, "")) if part in path)
 
 
 @pytest.fixture(scope="session")
