@@ -389,3 +389,28 @@ async def test_a_continuation_that_follows_one_whose_worker_died_tells_what_that
     assert till.paid == [5]
     assert await _state(database) == {"paid": 5}
     await _nothing_is_left(database)
+
+
+@pytest.mark.parametrize("asked_for", ["by the tool's mark", "by its toolset"])
+async def test_an_approved_call_is_made_once_though_its_tool_is_in_no_journal(
+    settings: Settings, broker: TestBroker, asked_for: str
+) -> None:
+    producer, paid = Producer(broker), list[int]()
+
+    def pay(amount: int) -> str:
+        paid.append(amount)
+        return f"paid {amount}"
+
+    def answer(messages: list[ModelMessage], _: AgentInfo) -> ModelResponse:
+        done = len(returned(messages))
+        return calls(("pay", {"amount": done}, f"c{done}")) if done < 2 else text("done")
+
+    marked = asked_for == "by the tool's mark"
+    toolset = FunctionToolset[Turn]([Tool(pay, requires_approval=marked, metadata={"teamturn": False})])
+    toolsets = [toolset if marked else toolset.approval_required()]
+    agent = Agent(Recorded(answer).model, name="shop", deps_type=Turn, toolsets=toolsets)
+    async with worker_of(settings, SingleAgent(agent)):
+        paused = await producer.ask(input="buy")
+        again = await producer.decide(paused, approved("c0"))
+        reply = await producer.decide(again, approved("c1"))
+    assert (again["status"], reply["content"], paid) == ("PAUSED", "done", [0, 1])
