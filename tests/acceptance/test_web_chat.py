@@ -154,6 +154,32 @@ async def test_a_conversation_goes_on_with_what_was_said_and_is_listed_once(site
     ]
 
 
+async def test_other_conversations_go_on_while_one_is_looked_at(site: Site, window: Window) -> None:
+    await window.ask("Takes its time [slow]")
+    await expect(window.answer).to_contain_text("The first half,")
+    await window.page.get_by_role("link", name="New chat").click()
+    await window.ask("Quick one")
+    await window.finished()
+    first = window.page.locator("#sessions a", has_text="Takes its time")
+    await expect(first.get_by_title("is being answered")).to_be_visible()
+    await first.click()
+    await expect(window.answer).to_contain_text("The first half,")
+    site.stage.gates.open("slow")
+    await window.finished()
+    await expect(window.answer.locator(".prose")).to_have_text("The first half, and the second half.")
+    await window.page.go_back()
+    await expect(window.page.locator(".question")).to_have_text("YouQuick one")
+
+
+async def test_an_answer_can_be_copied_as_it_was_written(somebody: BrowserContext, window: Window) -> None:
+    await somebody.grant_permissions(["clipboard-read", "clipboard-write"])
+    await window.ask("To be copied")
+    await window.finished()
+    await window.page.get_by_role("button", name="Copy").click()
+    await expect(window.page.get_by_role("button", name="Copied")).to_be_visible()
+    assert await window.page.evaluate("navigator.clipboard.readText()") == "The first half, and the **second** half."
+
+
 async def test_an_answer_goes_on_when_the_page_is_loaded_again(site: Site, window: Window) -> None:
     await window.ask("Loaded again [reload]")
     await expect(window.answer).to_contain_text("The first half,")
@@ -183,6 +209,45 @@ async def test_an_answer_goes_on_when_the_gateway_was_restarted(
     await expect(window.answer.locator(".prose")).to_have_text("The first half, and the second half.")
     await window.finished()
     assert len(await site.stage.runs(await window.session_id())) == 1
+
+
+async def test_a_turn_that_another_worker_goes_on_with_has_nothing_twice_and_loses_nothing(window: Window) -> None:
+    """What the events of two attempts are shown as: the second one tells its members again, and not what they wrote."""
+    first: list[dict[str, Any]] = [
+        {"type": "run_started"},
+        {"type": "member_started", "member_run_id": "m1", "member_id": "done", "parent_run_id": "r"},
+        {"type": "content_delta", "member_run_id": "m1", "text": "recorded"},
+        {"type": "member_finished", "member_run_id": "m1", "member_id": "done", "status": "COMPLETED"},
+        {"type": "member_started", "member_run_id": "m2", "member_id": "cut", "parent_run_id": "r"},
+        {"type": "content_delta", "member_run_id": "m2", "text": "half of "},
+    ]
+    second: list[dict[str, Any]] = [
+        {"type": "run_started", "resumed_behind": "step"},
+        *first[1:2],
+        *first[3:5],
+        {"type": "content_delta", "member_run_id": "m2", "text": "all of it"},
+        {"type": "member_finished", "member_run_id": "m2", "member_id": "cut", "status": "COMPLETED"},
+        {"type": "content_delta", "text": "The answer"},
+    ]
+    events = [
+        {"attempt": attempt, "number": number, "member_run_id": None, "run_id": "r", **event}
+        for attempt, told in ((1, first), (2, second))
+        for number, event in enumerate(told, start=1)
+    ]
+    # Also where the stream was broken off, and some events come again.
+    shown = await window.page.evaluate(
+        """async (events) => {
+            const { Turn } = await import("/static/turn.js");
+            const turn = new Turn({ text: "?" });
+            for (const event of [...events, ...events.slice(-4)]) turn.apply(event);
+            const texts = (selector) => [...turn.node.querySelectorAll(selector)].map((one) => one.textContent);
+            for (const step of turn.byId.values()) step.prose.draw();
+            turn.prose.draw();
+            return [texts(".member .prose"), texts(".answer > .prose")];
+        }""",
+        events,
+    )
+    assert shown == [["recorded", "all of it"], ["The answer"]]
 
 
 async def test_what_a_model_writes_stays_text(window: Window) -> None:
@@ -320,12 +385,15 @@ async def test_a_second_window_is_told_that_the_conversation_is_busy(
     await second.open(f"/c/{await window.session_id()}")
     await expect(second.answer).to_contain_text("second half")
     await window.ask("Not done yet [busy]")
+    await expect(window.page.locator(".turn")).to_have_count(2)
     await expect(window.answer).to_contain_text("The first half,")
     await second.ask("Me too")
+    await expect(second.page.locator(".turn")).to_have_count(2)
     await expect(second.answer).to_contain_text("This conversation is still being answered")
     site.stage.gates.open("busy")
     await window.finished()
     await second.page.get_by_role("button", name="Ask again").click()
+    await expect(second.page.locator(".turn")).to_have_count(3)
     await second.finished()
     await expect(second.answer.locator(".prose")).to_have_text("The first half, and the second half.")
 

@@ -161,7 +161,7 @@ class Gateway:
         # In this order: an answer that is stored between the two is in both, and not in none.
         running = [one for one in self._answers.running(user_id) if one.request.session_id == session_id]
         found = await self._stored.session(user_id, session_id)
-        turns = await self._stored.turns(user_id, session_id)
+        turns, earlier = await self._stored.turns(user_id, session_id)
         if found is None and not running:
             raise HTTPException(404, "There is no such conversation of yours.")
         stored = {one["run_id"] for one in turns}
@@ -170,6 +170,7 @@ class Gateway:
                 **(found or _overview(running[0])),
                 "session_id": session_id,
                 "turns": turns,
+                "earlier": earlier,
                 "running": [_running(one) for one in running if one.request.run_id not in stored],
             }
         )

@@ -59,13 +59,14 @@ class Stored:
         row = await self._pool.fetchrow(_SESSION, session_id, user_id)
         return None if row is None else {"team": row["team_id"], "title": row["title"]}
 
-    async def turns(self, user_id: str, session_id: str) -> list[Json]:
-        """Return the last turns of a user's conversation, the earliest first, as the page shows them."""
+    async def turns(self, user_id: str, session_id: str) -> tuple[list[Json], bool]:
+        """Return a conversation's last turns, the earliest first, and whether there are others before them."""
         rows = await self._pool.fetch(_RUNS, session_id, user_id, _MOST_RUNS)
         runs = [run for row in reversed(rows) if isinstance(run := json.loads(row["data"]), dict)]
         # One that failed leaves the run paused, to be continued again.
         continued = {run.get("continues") for run in runs if run.get("status") != "ERROR"}
-        return [_turn(run, runs, continued) for run in runs if not run.get("parent_run_id")]
+        turns = [_turn(run, runs, continued) for run in runs if not run.get("parent_run_id")]
+        return turns, len(rows) == _MOST_RUNS
 
 
 def _turn(run: Json, runs: list[Json], continued: set[Any]) -> Json:

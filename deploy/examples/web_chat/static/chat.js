@@ -42,12 +42,15 @@ function send(text) {
 /** Post a message or decisions, and follow the answer. Return whether it was taken. */
 async function post(request, text) {
   if (shown.running || page.send.disabled) return false;
+  const here = shown;
   page.send.disabled = true;
   trouble("");
   try {
     const begun = await call("/api/messages", request);
     const known = { ...request, session_id: begun.session_id, run_id: begun.run_id, team: begun.team };
     pending.keep(begun.session_id, known);
+    loadSessions();
+    if (shown !== here) return true; // another conversation is looked at meanwhile
     if (shown.id === null) {
       shown = { id: begun.session_id, team: begun.team, running: null };
       history.pushState(null, "", `/c/${begun.session_id}`);
@@ -56,7 +59,7 @@ async function post(request, text) {
     const turn = new Turn({ text, request: known });
     append(turn);
     follow(turn, begun.session_id, begun.run_id);
-    loadSessions();
+    mark();
     return true;
   } catch (error) {
     trouble(error.message);
@@ -135,6 +138,7 @@ async function open(id) {
     if (shown.id !== id) return;
     shown.team = found.team;
     head(found.title, found.team);
+    if (found.earlier) page.turns.append(el("p", { class: "hint" }, "What was said before is stored, and not shown here."));
     for (const run of found.turns) append(Turn.stored(run));
     for (const run of found.running) {
       const turn = new Turn({ text: run.text, request: pending.of(id) });
@@ -273,7 +277,7 @@ for (const button of page.empty.querySelectorAll("button")) button.addEventListe
 document.addEventListener("keydown", (event) => {
   const writing = ["INPUT", "TEXTAREA", "SELECT"].includes(document.activeElement?.tagName);
   if (event.key === "Escape" && document.body.classList.contains("drawer")) drawer(false), page.menu.focus();
-  else if (event.key === "Escape") stop();
+  else if (event.key === "Escape" && !event.isComposing) stop();
   else if (event.key === "/" && !writing) event.preventDefault(), page.message.focus();
   else if (event.altKey && event.code === "KeyN") event.preventDefault(), page.new.click();
 });

@@ -205,7 +205,8 @@ export class Turn {
 
   member_started(event) {
     const step = this.add(event.member_run_id, "member", event.member_id, this.byId.get(event.parent_run_id));
-    step.prose.set("");
+    // Another worker tells it again, but writes again only what was not recorded.
+    if (step.node.dataset.state !== "done") step.prose.set("");
     step.become("working");
     this.sayWho();
   }
@@ -234,6 +235,10 @@ export class Turn {
 
   run_finished(event) {
     this.id = event.run_id;
+    for (const { member_id, content } of event.reply.member_responses ?? []) {
+      const silent = (step) => step.kind === "member" && step.name === member_id && !step.prose.text;
+      [...this.byId.values()].find(silent)?.prose.set(textOf(content));
+    }
     this.show(event.reply);
   }
 
@@ -344,8 +349,9 @@ function took(metrics) {
 function copyButton(text) {
   const button = el("button", { type: "button", class: "quiet" }, "Copy");
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text());
-    button.textContent = "Copied";
+    // There is no clipboard on a page that came by plain HTTP from another machine.
+    const copied = navigator.clipboard?.writeText(text()).then(() => true, () => false);
+    button.textContent = (await copied) ? "Copied" : "Not possible here";
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
   return button;
