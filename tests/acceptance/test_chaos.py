@@ -22,6 +22,7 @@ _PROMISED_TOO = (
     "events_out_of_order",
     "events_missing",
     "events_differ",
+    "stray_unlocks",
 )
 _CONTRACT = ["requests", *_ZERO, "kills", "broker_restarts", "postgres_restarts", "seconds"]
 
