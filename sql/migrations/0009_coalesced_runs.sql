@@ -101,10 +101,7 @@ begin
 
     delete from cancellations as cancelled where cancelled.run_id = any (run_ids);
 
-    delete from coalesced_runs as joined
-    where joined.answered_by = any (
-        array(select entry ->> 'run_id' from jsonb_array_elements(entries) as entry where entry ? 'others')
-    );
+    delete from coalesced_runs as joined where joined.answered_by = any (run_ids);
 
     insert into receipts (
         run_id, session_id, user_id, target_type, target_id, fingerprint, status, reply

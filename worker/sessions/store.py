@@ -14,13 +14,12 @@ from typing import Any, Final
 from pydantic import SecretStr
 
 from schemas.replies import RunReply
-from schemas.requests import OnBusy, RunRequest
+from schemas.requests import RunRequest
 from worker.errors import (
     ClaimOutdated,
+    ClaimUnreadable,
     LaneLost,
-    SessionBusyElsewhere,
     SessionDeleted,
-    StoreUnavailable,
 )
 from worker.executors.asked import asked_again, asked_together
 from worker.executors.journal import StepRecord
@@ -307,10 +306,10 @@ class SessionStore:
         would go on without it, and another worker beside it.
         """
         error = claiming.exception()
-        if isinstance(error, SessionBusyElsewhere | StoreUnavailable):
-            self.lock_budget.give_back()
-        else:
+        if error is None or isinstance(error, ClaimUnreadable):
             _unlock(lane, session_id, self.lock_budget.give_back)
+        else:
+            self.lock_budget.give_back()  # a claim that fails takes its lock back, or has lost it with the lane
 
     async def uncount_attempt(self, request: RunRequest) -> None:
         """Record that this worker has outlived an attempt of the run. It needs no claim. Raises StoreUnavailable."""
@@ -361,8 +360,6 @@ def _receipt(request: RunRequest, reply: RunReply) -> dict[str, Any]:
     }
     if request.continues is not None:
         receipt["continues"] = request.continues
-    if request.on_busy is OnBusy.COALESCE:
-        receipt["others"] = []  # whoever joined it does so no longer
     return receipt
 
 
