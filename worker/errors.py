@@ -134,6 +134,10 @@ class StatementRefused(Exception):
     """Postgres refuses a statement for what is in it; trying again would not help."""
 
 
+class ClaimUnreadable(StatementRefused):
+    """What a claim has found can't be read here. The session's lock is held."""
+
+
 class SummaryRejected(Exception):
     """The model's provider won't take the runs that are to be summed up: they are too long for it, say."""
 

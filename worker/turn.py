@@ -245,7 +245,8 @@ class TurnTaker:
             turn, outcome = await given_up(claimed)
         else:
             async with self._company.joined(alone=self._poison.run_alone(fruitless)) as place:
-                run.cancelled = run.cancelled or claimed.claim.cancelled
+                if claimed.claim.cancelled:
+                    run.cancel()
                 turn, outcome = await self._attempted(claimed, run, received, executor, place)
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
         try:

@@ -14,12 +14,14 @@ create table coalesced_runs (
 -- Whether the user of a session has said that a run is not wanted any more.
 create function is_cancelled(of_run varchar, of_session varchar, of_user varchar) returns boolean
 language sql stable
-return exists (
-    select from cancellations as cancelled
-    where cancelled.run_id = of_run
-      and cancelled.session_id = of_session
-      and cancelled.user_id is not distinct from of_user
-);
+as $$
+    select exists (
+        select from cancellations as cancelled
+        where cancelled.run_id = of_run
+          and cancelled.session_id = of_session
+          and cancelled.user_id is not distinct from of_user
+    )
+$$;
 
 -- Stores which requests join the turns of some others, and returns what they ask; each session's lock is held here. A
 -- turn that was joined before keeps those it has. Of the candidates, which are in the order of their delivery, those
@@ -99,10 +101,7 @@ begin
 
     delete from cancellations as cancelled where cancelled.run_id = any (run_ids);
 
-    delete from coalesced_runs as joined
-    where joined.answered_by = any (
-        array(select entry ->> 'run_id' from jsonb_array_elements(entries) as entry where entry ? 'others')
-    );
+    delete from coalesced_runs as joined where joined.answered_by = any (run_ids);
 
     insert into receipts (
         run_id, session_id, user_id, target_type, target_id, fingerprint, status, reply

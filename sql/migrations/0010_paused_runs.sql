@@ -12,7 +12,9 @@ create table paused_runs (
     continued_request  bytea
 );
 create index paused_runs_of_sessions on paused_runs (session_id);
+create index paused_runs_by_continuation on paused_runs (continued_by) where continued_by is not null;
 create index paused_runs_by_expiry on paused_runs (expires_at) where pause is not null;
+create index paused_runs_known_as_expired on paused_runs (expires_at) where pause is null;
 
 -- How often a run was started, as far as recorded, and how many of these starts came to nothing: no step was recorded, and
 -- no worker that stops ended them. What it goes on with are no starts of its own: attempts 0 and below.
@@ -38,7 +40,8 @@ $$;
 
 -- Gives the steps of paused runs to the runs that go on with them; each session's lock is held here. One row a run for
 -- which there was one. One that was begun to go on with it before, and is held by nobody since the lock is ours, is
--- followed.
+-- followed. Who deletes a session without teamturn leaves its pauses, and whoever begins one of the same id, another user it
+-- may be, must not be given them: a paused run is one that is stored.
 --   entries: [{"run_id", "request" (hex), "session_id", "continues"}]
 create function continue_runs(entries jsonb) returns table (run_id varchar)
 language plpgsql volatile
@@ -56,6 +59,7 @@ begin
         into paused
         from paused_runs as p
         where p.run_id = entry.continues and p.session_id = entry.session_id and p.pause is not null
+          and (select run.session_id from agno_runs as run where run.run_id = p.run_id) = entry.session_id
         for update;
         continue when not found;
         update turn_steps as step
@@ -74,8 +78,9 @@ $$;
 -- What a stored answer changes of paused runs: a run that went on with one has ended, or pauses itself.
 --   entries: [{"run_id", "session_id", "fingerprint" (hex), "status", "continues", "pause": {"position", "seconds"}}];
 --   records: the pauses, by position from 1
--- A run that failed gives back what it went on with, its own steps included: those that are done need not be made again by
--- who goes on next (-1: what they changed in the state is not stored). What has paused is stored with its state (0).
+-- A run that failed, or was refused after it was begun, gives back what it went on with, its own steps included: those that
+-- are done need not be made again by who goes on next (-1: what they changed in the state is not stored). Where the session
+-- was deleted meanwhile, nobody wants it back. What has paused is stored with its state (0).
 create function pause_runs(entries jsonb, records bytea[]) returns void
 language plpgsql volatile
 as $$
@@ -95,7 +100,9 @@ begin
         from paused_runs as p
         where p.run_id = entry.continues and p.continued_by = entry.run_id and p.continued_request = entry.request
         for update;
-        if found and entry.status = 'ERROR' then
+        if found and entry.status in ('ERROR', 'REJECTED') and exists (
+            select from agno_runs as run where run.run_id = paused.run_id and run.session_id = entry.session_id
+        ) then
             delete from turn_steps as step
             where step.run_id = entry.run_id and step.request = entry.request
               and step.state = 'failed' and step.attempt > 0;
@@ -175,14 +182,16 @@ begin
     delete from turn_steps as step
     where step.run_id = any (
         array(select answer ->> 'run_id' from jsonb_array_elements(answers) as answer where not answer ? 'pause')
+    )
+    -- Others may use a run_id as well: what a paused run is to go on with is not theirs.
+    and not exists (
+        select from paused_runs as paused
+        where paused.continued_by = step.run_id and paused.continued_request = step.request
     );
 
     delete from cancellations as cancelled where cancelled.run_id = any (run_ids);
 
-    delete from coalesced_runs as joined
-    where joined.answered_by = any (
-        array(select entry ->> 'run_id' from jsonb_array_elements(entries) as entry where entry ? 'others')
-    );
+    delete from coalesced_runs as joined where joined.answered_by = any (run_ids);
 
     insert into receipts (
         run_id, session_id, user_id, target_type, target_id, fingerprint, status, reply

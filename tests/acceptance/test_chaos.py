@@ -22,7 +22,9 @@ _PROMISED_TOO = (
     "events_out_of_order",
     "events_missing",
     "events_differ",
+    "stray_unlocks",
 )
+_BY_CHANCE = {"watched_resumed", "watched_to_the_letter"}
 _CONTRACT = ["requests", *_ZERO, "kills", "broker_restarts", "postgres_restarts", "seconds"]
 
 
@@ -57,7 +59,7 @@ async def test_under_every_kind_of_fault_nothing_is_lost_repeated_or_out_of_orde
     assert list(line)[: len(_CONTRACT)] == _CONTRACT
     assert {name: line[name] for name in _ZERO} == dict.fromkeys(_ZERO, 0)
     assert {name: line[name] for name in _PROMISED_TOO} == dict.fromkeys(_PROMISED_TOO, 0)
-    assert all(number > 0 for name, number in line["tried"].items() if name != "watched_resumed")
+    assert all(number > 0 for name, number in line["tried"].items() if name not in _BY_CHANCE)
     assert line["requests"] > 100
     assert line["kills"] > 0
     assert line["broker_restarts"] > 0

@@ -74,8 +74,12 @@ output. All of these must be 0:
   events_out_of_order      numbers that fell, events after the end
   events_missing           gaps, and ends not told, with nothing upset nearby
   events_differ            another reply, or another answer, than was replied
+  stray_unlocks            locks given back that were not held: whoever has one
+                           beside it goes on without it
 tried says how often that was put to the test; nothing of it may be 0, but for
-watched_resumed, which takes a kill at the right moment.
+watched_resumed, which takes a kill at the right moment, and
+watched_to_the_letter, of which a short run has few: answers that were read
+from their first piece to their last.
 calls_of_thawed_workers is told beside them: calls that a worker was about to
 make when it was frozen, and made when it went on, of steps that another one
 had recorded meanwhile. No worker can prevent them.

@@ -150,6 +150,12 @@ def unexpected_errors(case: Case) -> Iterator[Violation]:
             yield case.of_run(run_id, f"it failed: {code}: {reply['error']['message']}")
 
 
+def stray_unlocks(case: Case) -> Iterator[Violation]:
+    """Locks that were given back once too often: what else holds one then, a turn, goes on without it."""
+    for _ in range(case.evidence.stray_unlocks):
+        yield Violation("?", "?", "a lock was given back that its connection did not have")
+
+
 CHECKS: Final[Mapping[str, Check]] = {
     check.__name__: check
     for check in (
@@ -162,6 +168,7 @@ CHECKS: Final[Mapping[str, Check]] = {
         unexpected_errors,
         *CONVERSATION_CHECKS,
         *WATCHED_CHECKS,
+        stray_unlocks,
     )
 }
 

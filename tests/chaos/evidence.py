@@ -147,5 +147,7 @@ class Evidence:
     """When a step of a run was recorded: unix seconds."""
     unanswered: Mapping[str, int] = field(default_factory=dict)
     """Of each request that was published several times: how many of these publishes have no reply."""
+    stray_unlocks: int = 0
+    """By Postgres's log: how many locks were given back that the connection did not have."""
     left: Mapping[str, int] = field(default_factory=dict)
     """How many messages are left in each request queue."""

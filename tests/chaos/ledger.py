@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import defaultdict
 from typing import Final
@@ -19,6 +20,8 @@ _STORED: Final = """
     select session_id, array_agg(run_id order by run_index) as runs
     from ai.agno_runs where parent_run_id is null group by session_id
 """
+_STRAY_UNLOCK: Final = "you don't own a lock"
+"""What Postgres says to an unlock of what is not locked."""
 _CANCELLED: Final = """
     select run_id, session_id, user_id, extract(epoch from min(at))::float8 as at
     from chaos.cancelled group by run_id, session_id, user_id
@@ -64,6 +67,7 @@ async def gather(scene: Scene) -> Evidence:
         states={row["session_id"]: _counts(row["state"]) for row in states},
         recorded=recorded,
         unanswered=scene.load.behind(),
+        stray_unlocks=(await asyncio.to_thread(scene.postgres_log.read_text)).count(_STRAY_UNLOCK),
         left=left,
     )
 

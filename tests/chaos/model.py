@@ -42,9 +42,9 @@ class Stub:
         return Waits(event, says)
 
     def let_go(self, line: str) -> None:
-        """Answer a call that is held."""
+        """Answer a call that is held; one that is still to come is not held at all."""
         run, step = line.split()
-        self._held[run, step].set()
+        self._held.setdefault((run, step), asyncio.Event()).set()
 
 
 def _tell(what: dict[str, Any]) -> None:

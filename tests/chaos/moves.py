@@ -123,7 +123,11 @@ class Moves:
         answered = asyncio.ensure_future(request.answered.wait())
         try:
             await asyncio.wait({held, answered}, timeout=_HELD_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            return request, held.result() if held.done() else None
+            if held.done():
+                return request, held.result()
+            # It waits for a server: held when nobody looks any more, it would only hold the others up.
+            self._stub.do_not_hold(request.run_id, step)
+            return request, None
         finally:
             held.cancel()
             answered.cancel()

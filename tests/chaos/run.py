@@ -24,7 +24,7 @@ from worker.sandbox import Sandbox
 _PROGRESS_SECONDS: Final = 10.0
 _STUCK_SECONDS: Final = 90.0
 """Without one reply more, while all is there and nothing breaks. What a frozen worker held is free after 15."""
-_BY_CHANCE: Final = frozenset({"watched_resumed"})
+_BY_CHANCE: Final = frozenset({"watched_resumed", "watched_to_the_letter"})
 """What a short run may not meet with."""
 _POLL_SECONDS: Final = 0.1
 

@@ -50,6 +50,7 @@ class Scene:
     settings: Settings
     rabbitmq: RabbitmqNode
     postgres: PostgresNode
+    postgres_log: Path
     crew: Crew
     stub: ModelStub
     producer: Producer
@@ -144,7 +145,7 @@ async def scene(sandbox: Sandbox, plan: Plan, folder: Path, say: Callable[[str],
         )
         await crew.consuming()
         await watcher.ready.wait()
-        servers = sandbox.rabbitmq, sandbox.postgres
+        servers = sandbox.rabbitmq, sandbox.postgres, sandbox.site.directory / "postgres.log"
         yield Scene(plan, settings, *servers, crew, stub, producer, line, load, watcher, upsets, tally, say)
 
 

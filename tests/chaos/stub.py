@@ -52,8 +52,12 @@ class ModelStub:
 
     def let_go(self, call: Call) -> None:
         """Have a held call answered."""
+        self.do_not_hold(call.run_id, call.step)
+
+    def do_not_hold(self, run_id: str, step: str) -> None:
+        """Have a call answered that is held, or still to come."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{call.run_id} {call.step}\n".encode())
+        self._process.stdin.write(f"{run_id} {step}\n".encode())
 
     async def _read(self, output: asyncio.StreamReader) -> None:
         while line := await output.readline():

@@ -13,7 +13,8 @@ import pytest
 from agno.db.base import SessionType
 from agno.db.postgres import AsyncPostgresDb, PostgresDb
 from agno.os import AgentOS
-from pydantic_ai import Agent, RunContext
+from agno.run.base import RunStatus
+from pydantic_ai import Agent, RunContext, Tool
 from pydantic_ai.messages import ModelMessage, ModelResponse, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo
 
@@ -255,3 +256,28 @@ async def test_a_team_of_agno_s_continues_the_conversation_with_its_history(
         # And back here: what Agno answered is part of the conversation.
         await _asked(broker, "jam")
     assert run.content == "of Agno's"
+
+
+async def test_a_run_that_waits_for_somebody_is_a_paused_one_there(
+    settings: Settings, broker: TestBroker, call: Call, agent_os: httpx.AsyncClient
+) -> None:
+    def pay(amount: int) -> str:
+        return f"paid {amount}"
+
+    clerk = Agent(
+        Recorded(lambda *_: ModelResponse(parts=[ToolCallPart("pay", {"amount": 5})])).model,
+        name="clerk",
+        tools=[Tool(pay, requires_approval=True)],
+    )
+    async with worker_of(
+        settings, Team("shop", responses(tasks(("clerk", "tea"))).model, name="Shop", members=[clerk])
+    ):
+        run_id = await broker.ask("s1", team_id="shop", user_id="ada")
+        assert (await broker.reply(run_id))["status"] == "PAUSED"
+    session = await call("get_session", session_id="s1", session_type=SessionType.TEAM)
+    assert [(type(run).__name__, RunStatus(run.status)) for run in session.runs] == [
+        ("RunOutput", RunStatus.paused),
+        ("TeamRunOutput", RunStatus.paused),
+    ]
+    one = (await agent_os.get(f"/sessions/s1/runs/{run_id}", params={"type": "team"})).json()
+    assert (one["run_id"], one["status"], one["content"]) == (run_id, "PAUSED", None)

@@ -269,6 +269,31 @@ async def test_a_claim_that_failed_leaves_no_lock(settings: Settings, database: 
             pass
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3, 20])
+async def test_a_claim_that_is_given_up_takes_no_other_claim_s_lock_and_leaves_none(
+    settings: Settings, database: asyncpg.Connection, rounds: int
+) -> None:
+    """It may have run by then, be under way, or never run: a turn that is held beside it goes on alone."""
+    async with store_of(settings) as one, store_of(settings) as other:
+
+        async def claim() -> None:
+            async with one.claimed(request_of("given up"), 3):
+                pass
+
+        async with one.claimed(request_of("r1"), 3) as claimed:
+            giving_up = asyncio.create_task(claim())
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            giving_up.cancel()
+            await asyncio.gather(giving_up, return_exceptions=True)
+            await claimed.count_attempt()  # what was submitted before it has run
+            await claimed.count_attempt()
+            with pytest.raises(SessionBusyElsewhere):
+                async with other.claimed(request_of("r2"), 3):
+                    pass
+        await eventually(lambda: _no_session_is_locked(database))
+
+
 async def test_a_commit_that_is_turned_down_for_the_moment_is_written_later(
     settings: Settings, database: asyncpg.Connection
 ) -> None:

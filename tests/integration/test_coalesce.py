@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
-from pydantic import JsonValue
+from pydantic import JsonValue, SecretStr
 
 from schemas.events import RunEvent
 from schemas.requests import RunRequest
@@ -22,7 +24,11 @@ from worker.client import RunClient
 from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.intake.topology import Topology, apply
+from worker.sessions.database import connect
+from worker.sessions.statements import Cancellation
+from worker.sessions.store import LANES
 from worker.settings import Settings
+from worker.turns.running import Run
 from worker.wiring import Worker
 
 
@@ -366,3 +372,54 @@ async def test_a_session_that_is_deleted_meanwhile_is_so_for_all(
         replies = [await broker.reply(run_id) for run_id in run_ids]
     assert [reply["error"]["code"] for reply in replies] == ["session_deleted"] * 2
     assert await _count(database, "coalesced_runs", 0)
+
+
+async def test_one_that_is_cancelled_as_it_would_join_cancels_no_turn_but_its_own(
+    settings: Settings,
+    broker: TestBroker,
+    database: asyncpg.Connection,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[frozenset[Cancellation]] = []
+
+    def tell(run: Run, said: frozenset[Cancellation]) -> None:
+        told.append(said)
+        original(run, said)
+
+    original = Run.tell
+    monkeypatch.setattr(Run, "tell", tell)
+    gate = Gate()
+    # Not one of the lane that asks who was cancelled: its own waits meanwhile.
+    session_id = next(name for name in map(str, range(100)) if zlib.crc32(name.encode()) % LANES == 1)
+    asked: dict[str, Any] = {"session_id": session_id, "team_id": "gate", "user_id": "u1", "on_busy": "coalesce"}
+    one, two, three = [asked | {"run_id": run_id, "input": run_id} for run_id in ("one", "two", "three")]
+    async with worker_of(settings, gate.executor) as worker, _other_connection(postgres_url) as other:
+        await broker.publish(asked | {"run_id": "first", "input": "first"})
+        await eventually(lambda: gate.started == ["first"])
+        for request in (one, two, three):
+            await broker.publish(request)
+        await eventually(lambda: len(worker.mailboxes) == 4)
+        # The second is held up as it is stored that it joins, and before the third is looked at.
+        blocking = database.transaction()
+        await blocking.start()
+        joins = "insert into ai.coalesced_runs (answered_by, request, position, run_id, asked)"
+        await database.execute(f"{joins} values ('one', $1, 1, '', '')", RunRequest.model_validate(one).fingerprint)
+        gate.open.set()
+        await eventually(lambda: other.fetchval("select count(*) from pg_locks where not granted"))
+        await other.execute(
+            "insert into ai.cancellations (run_id, session_id, user_id) values ('three', $1, 'u1')", session_id
+        )
+        await other.execute("select pg_notify('teamturn_cancelled', '')")
+        await eventually(lambda: any(told))
+        await blocking.rollback()
+        replies = [await broker.reply(run_id) for run_id in ("one", "two", "three")]
+    assert [reply["status"] for reply in replies] == ["COMPLETED", "COMPLETED", "CANCELLED"]
+    assert [reply["content"] for reply in replies] == ["one\ntwo", "one\ntwo", None]
+
+
+@asynccontextmanager
+async def _other_connection(postgres_url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await connect(SecretStr(postgres_url), "ai", application="test")
+    yield connection
+    await connection.close()

@@ -211,8 +211,10 @@ def _reconnected(worker: Worker, times: int) -> bool:
 
 
 async def _exists(broker: TestBroker, queue: str) -> bool:
+    # On a connection of its own: RabbitMQ closes it where the queue is just being deleted (INTERNAL_ERROR).
     try:
-        await broker.depth(queue)
+        async with TestBroker(broker.url, broker.prefix) as looking:
+            await looking.depth(queue)
     except Exception:  # noqa: BLE001 - whatever the client makes of a missing queue
         return False
     return True

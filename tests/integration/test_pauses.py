@@ -571,6 +571,8 @@ def test_a_setting_that_can_t_be_ends_the_start_with_a_sentence() -> None:
         SingleAgent(Agent(says("x"), name="a"), while_paused="maybe")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="pause_timeout is"):
         Team("t", says("x"), pause_timeout=-1)
+    with pytest.raises(ValueError, match="at most ten years"):
+        Team("t", says("x"), pause_timeout=1e12)
 
 
 async def test_a_watched_call_is_told_when_it_is_made_and_not_while_it_waits_or_is_denied(

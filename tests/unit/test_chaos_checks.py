@@ -148,6 +148,7 @@ IN_WRONG_ORDER = [(run_id, BODIES[run_id]) for run_id in ("a/1", "a/3", "a/2", "
             "b",
             "leader/2 was called 0.200 s after",
         ),
+        ("stray_unlocks", replace(GOOD, stray_unlocks=1), "?", "did not have"),
         ("unrepeatable_steps_repeated", called(("buyer/pay", 12.5)), "b", "buyer/pay, which is not repeatable"),
         ("unexpected_errors", with_reply("a/3", body("a/3", turn=3, code="model_error")), "a", "failed: model_error"),
     ],

@@ -67,6 +67,10 @@ COUNT: Final = Kind(
     lambda given: _is_number(given) and isinstance(given, int) and given >= 0,
 )
 SECONDS: Final = Kind("a number of seconds above 0", lambda given: _is_number(given) and 0 < given < math.inf)
+LONG_SECONDS: Final = Kind(
+    "a number of seconds above 0, at most ten years", lambda given: _is_number(given) and 0 < given <= 10 * 366 * 86_400
+)
+"""What Postgres can add to a time."""
 HISTORY_RUNS: Final = optional(COUNT)
 
 

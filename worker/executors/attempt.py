@@ -182,7 +182,9 @@ def _pause(turn: Turn, paused: RunPaused) -> Pause:
     """Return what a turn leaves that pauses. What it has used by now is all of it, also what was used before it."""
     begun = turn.origin or Origin(run_id=turn.run_id, id_seed=turn.id_seed, input=turn.parts)
     used = Used(**asdict(turn.usage))
-    return Pause(origin=begun.model_copy(update={"used": used}), pending=together(paused.pending))
+    done = frozenset(step.name for step in turn.step_results if step.run_id is None)
+    origin = begun.model_copy(update={"used": used, "functions": done})
+    return Pause(origin=origin, pending=together(paused.pending))
 
 
 def _state_to_store(turn: Turn) -> dict[str, JsonValue]:

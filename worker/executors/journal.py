@@ -230,6 +230,11 @@ class Journal:
             self.changed(change)
         return result
 
+    def is_done(self, key: str) -> bool:
+        """Return whether an earlier attempt, or an earlier run of the turn, has recorded what the step came to."""
+        found = self._recorded.get(key)
+        return found is not None and found.state is StepState.DONE
+
     def failure_of(self, key: str, path: str, state: dict[str, Any]) -> TurnFailed | None:
         """Return the failure of a part of the turn, whose steps begin with `path`, if it was kept."""
         found = self._recorded.get(key)

@@ -48,6 +48,8 @@ class Origin(BaseModel):
     """What was used up to the last pause."""
     decisions: dict[str, Decision] = Field(default_factory=dict)
     """What was decided so far, by the names of the calls."""
+    functions: frozenset[str] = frozenset()
+    """Steps of a workflow that functions have done: what they changed in the state themselves is stored."""
 
 
 class Pending(BaseModel):

@@ -81,10 +81,20 @@ class Steps:
         """Make a call that has its key."""
         return await self.journal.run(numbered, self._state, make)
 
-    def name_of_approval(self, call_id: str) -> str:
-        """Return what a call is known by that waits to be approved, the same each time that the turn comes to it."""
+    def name_of_approval(self, call_id: str, asked: str) -> str:
+        """Return what a call is known by that waits to be approved, the same each time that the turn comes to it.
+
+        `asked` is the whole call: an approval is of nothing else that a model asks for under the same id.
+        """
         with self.numbered(f"approval@{call_id}", Asked("")) as numbered:
-            return numbered.key
+            digest = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
+            return f"{numbered.key}={digest[:32]}"
+
+    def is_done(self, name: str) -> bool:
+        """Return whether the next call of that name was made before, and is only given again."""
+        given_back = self._given_back[name]
+        number = given_back[0] if given_back else self._uses[name] + 1
+        return self.journal.is_done(self._key(name, number))
 
     def failure_before(self) -> TurnFailed | None:
         """Return what the part failed with in an earlier attempt, if the turn went on without it."""

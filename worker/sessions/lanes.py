@@ -115,6 +115,12 @@ class LaneConnection:
         self._work.set()
         return future
 
+    def withdraw(self, posted: asyncio.Future[Any]) -> bool:
+        """Take back a row that was posted, of a droppable statement; return whether it could be: it had not begun."""
+        if posted.done() or any(one.result is posted for one in self._under_way):
+            return False
+        return posted.cancel()
+
     async def prove_alive(self) -> None:
         """Return if the connection was alive a moment ago; ask Postgres, if that is not known. Raises LaneLost.
 

@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 import sql
 from schemas.ids import SessionType, Target
 from schemas.requests import RunRequest
-from worker.errors import ClaimOutdated, SessionBusyElsewhere, StatementRefused
+from worker.errors import ClaimOutdated, ClaimUnreadable, SessionBusyElsewhere, StatementRefused
 from worker.executors.journal import StepRecord, StepState
 from worker.executors.pauses import Pause
 from worker.executors.turn import PastRun
@@ -112,7 +112,7 @@ def _claim_or_why_not(record: asyncpg.Record) -> Claim | Exception:
         return _claim(record)
     except ValueError as error:
         # Another program stored what can't be read here, a state nested 200 levels deep, say.
-        return StatementRefused(f"the stored session can't be read: {type(error).__name__}")
+        return ClaimUnreadable(f"the stored session can't be read: {type(error).__name__}")
 
 
 def _claim(record: asyncpg.Record) -> Claim:

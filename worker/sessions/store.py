@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from pydantic import SecretStr
 
 from schemas.replies import RunReply
-from schemas.requests import OnBusy, RunRequest
+from schemas.requests import RunRequest
 from worker.errors import (
     ClaimOutdated,
+    ClaimUnreadable,
     LaneLost,
-    SessionBusyElsewhere,
     SessionDeleted,
-    StoreUnavailable,
 )
 from worker.executors.asked import asked_again, asked_together
 from worker.executors.journal import StepRecord
@@ -277,21 +277,39 @@ class SessionStore:
             request.run_id, request.session_id, history_runs, summarized, request.fingerprint, request.user_id
         )
         await self.lock_budget.take()
-        lane: LaneConnection | None = None
         try:
             lane = self._lane_of(request.session_id).connection()
-            claim = await lane.submit(statements.CLAIM, row)
-        except BaseException as error:
-            if lane is None or isinstance(error, SessionBusyElsewhere | StoreUnavailable):
+            claiming = lane.post(statements.CLAIM, row)
+        except BaseException:
+            self.lock_budget.give_back()
+            raise
+        try:
+            claim = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            if lane.withdraw(claiming):
                 self.lock_budget.give_back()
             else:
-                # It may have locked all the same; to unlock what is not locked does nothing.
-                _unlock(lane, request.session_id, self.lock_budget.give_back)
+                claiming.add_done_callback(partial(self._given_up, lane, request.session_id))
+            raise
+        except BaseException:
+            self._given_up(lane, request.session_id, claiming)
             raise
         try:
             yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
+
+    def _given_up(self, lane: LaneConnection, session_id: str, claiming: asyncio.Future[Claim]) -> None:
+        """Unlock a session whose claim has run and is not wanted, or can't be read; only if it has locked.
+
+        A lock that is taken twice, for the turn and beside it, must be given back twice, and not once more: the turn
+        would go on without it, and another worker beside it.
+        """
+        error = claiming.exception()
+        if error is None or isinstance(error, ClaimUnreadable):
+            _unlock(lane, session_id, self.lock_budget.give_back)
+        else:
+            self.lock_budget.give_back()  # a claim that fails takes its lock back, or has lost it with the lane
 
     async def uncount_attempt(self, request: RunRequest) -> None:
         """Record that this worker has outlived an attempt of the run. It needs no claim. Raises StoreUnavailable."""
@@ -342,8 +360,6 @@ def _receipt(request: RunRequest, reply: RunReply) -> dict[str, Any]:
     }
     if request.continues is not None:
         receipt["continues"] = request.continues
-    if request.on_busy is OnBusy.COALESCE:
-        receipt["others"] = []  # whoever joined it does so no longer
     return receipt
 
 

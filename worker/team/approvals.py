@@ -1,8 +1,9 @@
 """Tool calls that need approval (pydantic-ai's `requires_approval`, `ApprovalRequired`): decided, or waited for.
 
 An agent's run comes to them once all other calls of the same answer are made. Where one was decided about, since the
-turn goes on with a paused one, it is made or denied; while one is not, the run ends as RunPaused. A member's run that
-does so defers the leader's call that it belongs to, so that what goes on beside it is not cut off.
+turn goes on with a paused one, it is made or denied; while one is not, the run ends as RunPaused. A decision is about a
+call with its arguments: what a model asks for under the same id in its place is asked about again. A member's run that
+pauses defers the leader's call that it belongs to, so that what goes on beside it is not cut off.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from schemas.ids import MAX_ID_BYTES, Id
 from schemas.replies import Approval
 from schemas.requests import Decision
 from worker.errors import ExecutorFailed
-from worker.executors.json_values import cleaned_json
+from worker.executors.json_values import cleaned_json, json_text
 from worker.executors.pauses import Pending, RunPaused
 from worker.executors.turn import Turn
+from worker.team.durability import step_of_call
 
 _T = TypeVar("_T")
 
@@ -53,11 +55,14 @@ def decided(context: RunContext[Any], requests: DeferredToolRequests) -> Deferre
         pending += members
     results = DeferredToolResults()
     for call in requests.approvals:
-        name = turn.steps.name_of_approval(call.tool_call_id)
+        approval = _approval(call, requests.metadata.get(call.tool_call_id))
+        name = turn.steps.name_of_approval(call.tool_call_id, json_text([call.tool_name, approval.arguments]))
         decision = None if turn.origin is None else turn.origin.decisions.get(name)
         if decision is None:
-            metadata = requests.metadata.get(call.tool_call_id)
-            pending.append(Pending(name=name, approval=_approval(call, metadata)))
+            pending.append(Pending(name=name, approval=approval))
+        elif turn.steps.is_done(step_of_call(call.tool_name, call.tool_call_id)):
+            # A run that failed since has made it: it can't be denied any more, and the model is told what it came to.
+            results.approvals[call.tool_call_id] = ToolApproved()
         else:
             results.approvals[call.tool_call_id] = _result(decision)
     if pending:

@@ -24,6 +24,7 @@ from worker.executors.arguments import (
     COUNT,
     FLAG,
     HISTORY_RUNS,
+    LONG_SECONDS,
     SECONDS,
     TEXT,
     Kind,
@@ -127,7 +128,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "enable_agentic_state": FLAG,
     "journal": FLAG,
     "while_paused": one_of(*get_args(WhilePaused)),
-    "pause_timeout": SECONDS,
+    "pause_timeout": LONG_SECONDS,
 }
 """By the parameter's name. `id`, `agent` and `session_summary` are checked by what they are made into."""
 

@@ -2,7 +2,8 @@
 
 A model request is repeatable: one whose answer was not recorded is made again. A tool call is not, unless the tool says
 so in its metadata: {"teamturn": {"repeatable": True}}; {"teamturn": False} keeps it out of the journal, so that it is
-made in each attempt. A tool that delegates is no step: what its members do is.
+made in each attempt, but for a call that somebody has approved. A tool that delegates is no step: what its members do
+is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Literal
 
 from pydantic_ai import Agent, RunContext
@@ -69,6 +70,11 @@ class _Config:
     repeatable: bool = False
 
 
+def step_of_call(tool: object, call_id: str | None) -> str:
+    """Return the name of the step that a call of a tool is."""
+    return f"tool:{tool}@{call_id}"
+
+
 def _config_of_tool(operation: DurableOperationId, tool: object | None, _name: str) -> _Config | Literal[False]:
     if not isinstance(tool, ToolsetTool):
         return _Config()
@@ -118,7 +124,7 @@ class _JournalBackend(CallableOperationBackend[_Config]):
                 tool, arguments, context, *_ = cache_key
                 assert isinstance(context, RunContext)  # noqa: S101 - for the type checker
                 asked = Asked("", _hashed([tool, arguments]), repeatable=config.repeatable)
-                return await steps.call(f"tool:{tool}@{context.tool_call_id}", asked, make)
+                return await steps.call(step_of_call(tool, context.tool_call_id), asked, make)
             case CapabilityOperationId(capability_id=capability, operation=operation):
                 return await steps.call(f"{capability}.{operation}", Asked("", repeatable=config.repeatable), make)
             case _:
@@ -261,4 +267,9 @@ class _AsSteps(WrapperToolset[Any]):
     async def call_tool(
         self, name: str, tool_args: dict[str, Any], ctx: RunContext[Any], tool: ToolsetTool[Any]
     ) -> Any:
+        metadata = tool.tool_def.metadata or {}
+        if ctx.tool_call_approved and metadata.get(CONFIG_KEY) is False:
+            # Who approved it approved one call: it is a step, though others of this tool are none.
+            journalled = {key: value for key, value in metadata.items() if key != CONFIG_KEY}
+            tool = replace(tool, tool_def=replace(tool.tool_def, metadata=journalled))
         return await self.operations(self.wrapped).call_tool(name, tool_args, ctx, tool)

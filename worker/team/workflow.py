@@ -19,7 +19,7 @@ from schemas.requests import Input, TextPart
 from worker.executors.arguments import TEXT, check_one, takes
 from worker.executors.json_values import as_json
 from worker.executors.pauses import DEFAULT_PAUSE_SECONDS, PauseRules, WhilePaused
-from worker.executors.turn import StepResult, Turn, text_of
+from worker.executors.turn import SharedSession, StepResult, Turn, text_of
 from worker.team.agent_run import DEFAULT_MODEL_RETRIES, AnyAgent
 from worker.team.arguments import check_agent, checked_target
 from worker.team.budget import Budget
@@ -137,6 +137,9 @@ class _FunctionStep:
     async def result(self, turn: Turn, results: Mapping[str, JsonValue], _budget: Budget) -> JsonValue:
         part = turn.within(self.name)
         part.results = _results(results)
+        if turn.origin is not None and self.name in turn.origin.functions:
+            # It is only called again for its result: what it changed before the pause is stored.
+            part.session = SharedSession(deepcopy(turn.session.state), turn.session.name)
         status, content = RunStatus.CANCELLED, None
         try:
             content = as_json(await self.function(part), what=f"step {self.name!r}")

@@ -44,7 +44,8 @@ async def coalesced(claimed: ClaimedSession, run: Run, received: RequestDelivery
     run.answers(candidates)
     found = await claimed.coalesce(candidates)
     run.answers(found.joined)
-    run.cancelled = run.cancelled or found.cancelled
+    if found.cancelled:
+        run.cancel()
     if found.joined:
         _log.info("requests_joined", joined=[one.run_id for one in found.joined])
     return replace(claimed, claim=replace(claim, joined=found.joined))

@@ -31,16 +31,28 @@ class Run:
     def __init__(self, request: RunRequest) -> None:
         self._requests: tuple[RunRequest, ...] = (request,)
         self._journal: Journal | None = None
-        self.cancelled = False
-        """Whether its user does not want it any more."""
+        self._said: set[Cancellation] = set()
+        self._is_cancelled = False
 
     @property
     def run_ids(self) -> list[str]:
         """Return the runs that it answers, its own first."""
         return [request.run_id for request in self._requests]
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether its user does not want it any more."""
+        return self._is_cancelled or not self._said.isdisjoint(self._cancelling())
+
+    def cancel(self) -> None:
+        """Say that its user does not want it any more."""
+        self._is_cancelled = True
+
     def answers(self, joined: Sequence[RunRequest]) -> None:
-        """Say which requests are part of its turn: whoever cancels one of them cancels it."""
+        """Say which requests are part of its turn: whoever cancels one of them cancels it.
+
+        What was said of one that is none any more is no matter: it may have been left out for just that.
+        """
         self._requests = (self._requests[0], *joined)
 
     @contextmanager
@@ -56,14 +68,16 @@ class Run:
 
     def tell(self, said: frozenset[Cancellation]) -> None:
         """Cancel the run if that was said of it."""
-        requests = self._requests
-        mine = {Cancellation(request.run_id, request.session_id, request.user_id) for request in requests}
-        if self.cancelled or mine.isdisjoint(said):
+        mine = said & self._cancelling()
+        if self.cancelled or not mine:
             return
-        self.cancelled = True
-        _log.info("run_cancelled", run_id=requests[0].run_id, session_id=requests[0].session_id)
+        self._said |= mine
+        _log.info("run_cancelled", run_id=self._requests[0].run_id, session_id=self._requests[0].session_id)
         if self._journal is not None:
             self._stop(self._journal)
+
+    def _cancelling(self) -> set[Cancellation]:
+        return {Cancellation(request.run_id, request.session_id, request.user_id) for request in self._requests}
 
     @staticmethod
     def _stop(journal: Journal) -> None:
