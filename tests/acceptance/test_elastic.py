@@ -165,7 +165,7 @@ async def test_a_worker_more_than_there_are_partitions_stands_by_and_takes_over_
 
 # --- a hot session ---
 
-HOT_REQUESTS = 2_000
+HOT_REQUESTS = 600
 
 
 async def test_a_hot_session_holds_up_its_partition_by_the_prefetch_window_and_no_other(

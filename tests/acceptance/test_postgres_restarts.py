@@ -151,7 +151,7 @@ async def _goes_down_twice(postgres: Server, load: Load) -> None:
     await load.finish()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 async def test_under_load_each_request_is_stored_and_answered_once_and_in_order(
     own: Settings, postgres: Server, workers: int
 ) -> None:
