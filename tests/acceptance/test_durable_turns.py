@@ -229,6 +229,7 @@ async def test_what_a_stopping_worker_ends_does_not_count(settings: Settings, br
     assert (reply["status"], reply["attempt"]) == ("COMPLETED", 4)
 
 
+@pytest.mark.slow
 async def test_a_frozen_worker_that_wakes_up_writes_no_step_beside_the_new_owner(
     settings: Settings, broker: TestBroker, database: asyncpg.Connection, gates: Gates
 ) -> None:

@@ -441,11 +441,11 @@ async def test_export_that_fails_leaves_the_file_that_was_there(stage: Stage, tm
 @pytest.mark.parametrize(
     "odd",
     [
-        "metadata = '[]'",
         "session_data = '\"text\"'",
-        "summary = '\"text\"'",
-        "session_type = 'TEAM'",
-        "session_data = null",
+        *(
+            pytest.param(odd, marks=pytest.mark.slow)
+            for odd in ("metadata = '[]'", "summary = '\"text\"'", "session_type = 'TEAM'", "session_data = null")
+        ),
     ],
 )
 async def test_whatever_is_in_a_session_it_can_be_seen_exported_and_deleted(

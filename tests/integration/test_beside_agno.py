@@ -28,6 +28,7 @@ from tests.support.workers import worker_of
 from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in
 from worker.agno.executor import AgnoExecutor
 from worker.settings import Settings
+from worker.turns import starts
 
 THEIRS = "theirs"
 """The schema that Agno's own side writes."""
@@ -211,8 +212,17 @@ async def test_another_user_s_run_does_not_land_in_the_session(
 
 @pytest.mark.parametrize(("delegated", "requests"), [(False, 1), (True, 3)], ids=["a leader alone", "with one member"])
 async def test_a_turn_takes_few_statements(
-    settings: Settings, broker: TestBroker, postgres_url: str, *, delegated: bool, requests: int
+    settings: Settings,
+    broker: TestBroker,
+    postgres_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    delegated: bool,
+    requests: int,
 ) -> None:
+    # On a busy machine each turn would take that long, and have its start recorded.
+    monkeypatch.setattr(starts, "_RECORD_AFTER_SECONDS", 60.0)
+
     def lead(messages: list[Message]) -> Any:
         if not delegated:
             return "fine"

@@ -78,7 +78,7 @@ async def is_stored(database: asyncpg.Connection, runs: int) -> bool:
 # --- restarted ---
 
 
-@pytest.mark.parametrize("happens", ["restarted", "crashed"])
+@pytest.mark.parametrize("happens", [pytest.param("restarted", marks=pytest.mark.slow), "crashed"])
 async def test_turns_that_run_when_it_is_restarted_are_committed_and_replies_follow(
     own: Settings, node: RabbitmqNode, database: asyncpg.Connection, happens: str
 ) -> None:

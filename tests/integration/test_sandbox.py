@@ -73,6 +73,7 @@ def _check(box: Sandbox) -> None:
     assert asyncio.run(_stored(box)) == (b"hello", "hello"), "after a crash"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_private_servers_answer_survive_restarts_and_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAMTURN_SANDBOX", "binaries")
