@@ -277,6 +277,8 @@ class TurnTaker:
         reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
         if turn.events.watched:  # a reply can be large
             turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
+        else:  # of one that is given up there is no attempt now, and its last one may have told something
+            tell_answer(self._publish, claimed.request, body, again=True)
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
 

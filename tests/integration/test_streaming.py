@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
+import asyncpg
 import pytest
 from pydantic import SecretStr
 from pydantic_ai import Agent, ModelRetry, RunContext, Tool
@@ -438,3 +439,19 @@ async def test_a_call_that_fails_is_told_so_also_one_with_arguments_that_can_t_b
         {"what": "coffee"},
         {"what": "tea"},
     ]
+
+
+async def test_a_run_that_is_given_up_has_its_end_told(
+    settings: Settings, broker: TestBroker, database: asyncpg.Connection
+) -> None:
+    watcher = Watcher()
+    async with worker_of(settings, echo):
+        await watcher.consume(broker, "#")
+        started = "insert into ai.turn_attempts (run_id, attempts, session_id) values ('r1', $1, 's1')"
+        await database.execute(started, settings.max_attempts)
+        await broker.ask("s1", run_id="r1", stream=True)
+        (end,) = await watcher.finished("r1")
+    assert end.type == "run_finished"
+    assert end.reply.error is not None
+    assert end.reply.error.code == "attempts_exhausted"
+    assert (end.attempt, end.number) == (settings.max_attempts + 1, 1)
