@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 from schemas.errors import ErrorCode
 from schemas.ids import Target
 from schemas.requests import OnBusy, RunRequest
 from worker.executors.json_values import MAX_STATE_BYTES, json_text
 from worker.sessions.claim import Claim, Receipt, SessionRow
-
-_FOREIGN: Final = frozenset(
-    {
-        ErrorCode.RUN_ID_CONFLICT,
-        ErrorCode.UNSUPPORTED_PROPERTY,
-        ErrorCode.SESSION_FORBIDDEN,
-        ErrorCode.SESSION_TARGET_MISMATCH,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +33,6 @@ class Refuse:
     stored: bool = True
     """Stored before it is published: it depends on the moment (sessions, teams and clocks change), and who asks
     again is answered the same. A run_id that somebody else's run has can't be stored twice."""
-
-    @property
-    def may_be_told(self) -> bool:
-        """Whether those who watch the run are told: not where it, or the session, is another's."""
-        return self.code not in _FOREIGN
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,8 +216,7 @@ class TurnTaker:
                 return _replayed(reply, received.delivery)
             case Refuse() as refusal:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
-                if refusal.may_be_told:
-                    tell_answer(self._publish, claimed.request, body)
+                tell_answer(self._publish, claimed.request, body)
                 return _Answer(body, of_turn=False)
             case Cancel():
                 body = await self._ending.cancelled(claimed)

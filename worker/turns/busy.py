@@ -94,8 +94,7 @@ class BusySessions:
             if isinstance(decision, Refuse) and decision.stored and received.alive:
                 body = await self._ending.refused(claimed, decision, received.delivery.published)
                 received.settled = True
-                if decision.may_be_told:
-                    tell_answer(self._publish, request, body)
+                tell_answer(self._publish, request, body)
                 self._replies.send(body, received, then=lambda: None)
             elif isinstance(decision, Execute) and request.on_busy is OnBusy.INTERRUPT and not claimed.claim.attempts:
                 await self._interrupt(received, earlier)

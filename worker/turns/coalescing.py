@@ -69,7 +69,8 @@ def _candidates(received: RequestDelivery, claim: Claim) -> Iterator[RunRequest]
         if len(joining) == MOST_JOINED or size_bytes > MOST_BYTES:
             return
         joining.append(request)
-        if too_large(asked_together(first, joining), claim.session) is not None:
+        adds = request.session_state or request.metadata
+        if adds and too_large(asked_together(first, joining), claim.session) is not None:
             return
         seen.add(request.run_id)
         yield request
