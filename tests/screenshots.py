@@ -1,6 +1,6 @@
 """The screenshots of deploy/examples/web_chat, made again: the real page, gateway and worker; the models are scripted.
 
-python -m tests.screenshots            the two of README.md, into deploy/examples/web_chat
+python -m tests.screenshots            the two of deploy/examples/README.md, into deploy/examples/web_chat
 python -m tests.screenshots FOLDER     all: each view, wide and narrow, light and dark
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -216,6 +217,35 @@ async def test_the_lock_file_of_node_pins_contents_and_names_no_registry() -> No
     assert all("integrity" in package and "resolved" not in package for package in packages.values())
 
 
+async def test_the_program_of_the_readme_in_node_gets_its_reply(stage: Stage, node: Path) -> None:
+    (node / "publish.mjs").write_text(shown_in_the_readme(stage, "js", "amqplib"))
+    code, out, err = await run("node", "publish.mjs", cwd=node)
+    assert code == 0, err
+    assert_is_the_reply_of_the_readme(out)
+
+
+def shown_in_the_readme(stage: Stage, language: str, word: str) -> str:
+    """The README's program in a language that has this word, for the stage's addresses and its team."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = [
+        found for found in re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if word in found
+    ]
+    for url in ("amqp://guest:guest@localhost:5672", "amqp://localhost"):
+        program = program.replace(url, address(stage))
+    return (
+        program.replace("teamturn.", f"{stage.settings.prefix}.")
+        .replace("capital'", "echo'")
+        .replace('"team_id":"capital"', '"team_id":"echo"')
+    )
+
+
+def assert_is_the_reply_of_the_readme(out: str) -> None:
+    reply = json.loads(out)
+    assert (reply["session_id"], reply["status"], reply["content"]) == (
+        *("chat-1", "COMPLETED", "What is the capital of France?"),
+    )
+
+
 # --- a shell ---
 
 
@@ -241,20 +271,11 @@ async def amqp_publish(stage: Stage, folder: Path, session: str, body: str) -> N
 
 
 @pytest.mark.usefixtures("amqp_tools")
-async def test_a_producer_in_the_shell_gets_its_reply(stage: Stage, tmp_path: Path) -> None:
-    session = f"{SESSION} in the shell"
-    request = {"run_id": str(uuid.uuid4()), "session_id": session, "team_id": "echo", "input": "bonjour ✓"}
-    await amqp_publish(stage, tmp_path, session, json.dumps(request))
-    code, out, err = await run(
-        *("amqp-consume", "--url", address(stage), "--queue", f"{stage.settings.prefix}.results", "--count", "1"),
-        "cat",
-        cwd=tmp_path,
-    )
+async def test_the_shell_commands_of_the_readme_get_their_reply(stage: Stage, tmp_path: Path) -> None:
+    commands = shown_in_the_readme(stage, "sh", "amqp-publish").replace("r-1", str(uuid.uuid4()))
+    code, out, err = await run("sh", "-euc", commands, cwd=tmp_path)
     assert code == 0, err
-    reply = json.loads(out)
-    assert (reply["run_id"], reply["session_id"], reply["status"], reply["content"]) == (
-        *(request["run_id"], session, "COMPLETED", "bonjour ✓"),
-    )
+    assert_is_the_reply_of_the_readme(out)
 
 
 @pytest.mark.usefixtures("amqp_tools")
@@ -270,7 +291,7 @@ async def test_a_request_that_neither_its_body_nor_its_properties_name_is_a_dead
 # --- Python ---
 
 
-async def test_the_producer_of_the_readme_gets_its_replies(stage: Stage) -> None:
+async def test_the_producer_in_python_gets_its_replies(stage: Stage) -> None:
     program = (ROOT / "deploy" / "examples" / "producer.py").read_text(encoding="utf-8")
     where = f'"{stage.broker.url}", prefix="{stage.settings.prefix}"'
     program = program.replace('"amqp://guest:guest@localhost:5672/"', where).replace('"capital"', '"echo"')

@@ -1,4 +1,4 @@
-"""From Agno's storage to teamturn and back, and there again, by the steps of the README."""
+"""From Agno's storage to teamturn and back, and there again, by the steps of worker/agno/README.md."""
 
 from __future__ import annotations
 
@@ -57,8 +57,10 @@ def _remembered(*asked: str) -> list[str]:
 
 
 def _clean_up() -> str:
-    """What the README has whoever leaves run."""
-    (found,) = re.findall(r"```sql\n(drop view.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    """What that page has whoever leaves run."""
+    (found,) = re.findall(
+        r"```sql\n(drop view.*?)```", (ROOT / "worker" / "agno" / "README.md").read_text(), flags=re.DOTALL
+    )
     return str(found)
 
 

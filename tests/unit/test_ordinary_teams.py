@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+
 from tests.data import ordinary_teams
 from tests.support.workers import ROOT
 from tests.unit.examples import a_turn
@@ -21,8 +23,9 @@ async def test_a_step_of_a_turn_returns_what_can_be_taken_apart() -> None:
     assert answer.places == ["Paris", "hello"]
 
 
-def test_the_modules_in_the_readme_are_the_examples_that_are_checked() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-    examples = [ROOT / "deploy" / "examples" / name for name in ("my_teams.py", "producer.py")]
-    assert shown == [example.read_text(encoding="utf-8") for example in examples]
+@pytest.mark.parametrize(
+    ("page", "example"), [("README.md", "my_teams.py"), ("worker/client/README.md", "producer.py")]
+)
+def test_the_modules_on_the_pages_are_the_examples_that_are_checked(page: str, example: str) -> None:
+    shown = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert shown == [(ROOT / "deploy" / "examples" / example).read_text(encoding="utf-8")]
