@@ -20,7 +20,7 @@ def told(health: Health) -> tuple[int, dict[str, Any]]:
 
 def of(condition: Condition) -> Health:
     health = Health()
-    health.started(lambda: condition)
+    health.started(lambda: condition, {})
     return health
 
 

@@ -14,9 +14,11 @@ from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
 from worker.executors.pauses import PauseRules
 from worker.executors.turn import Executor, Turn, TurnContext
+from worker.measures import UNMEASURED, Measures
 from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
 from worker.sessions.store import Answer, ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
+from worker.turns.poison import is_given_up
 
 LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
@@ -29,7 +31,8 @@ _log = structlog.get_logger()
 class Ending:
     """Stores how turns and requests end, in one schema."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, measures: Measures = UNMEASURED) -> None:
+        self._measures = measures
         self._schema = schema
 
     async def refused(self, claimed: ClaimedSession, refusal: Refuse, published: float | None) -> bytes:
@@ -41,6 +44,7 @@ class Ending:
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)
+        self._count(claimed, reply)
         return body
 
     async def cancelled(self, claimed: ClaimedSession) -> bytes:
@@ -50,6 +54,7 @@ class Ending:
         reply = rejected(claimed.request, ErrorCode.CANCELLED, message, now=time.time(), status=RunStatus.CANCELLED)
         body = body_of(reply)
         await claimed.keep_answer(reply, body)
+        self._count(claimed, reply)
         return body
 
     async def stored(
@@ -78,7 +83,17 @@ class Ending:
             turn=reply.turn,
             **reply.metrics.model_dump(),
         )
+        self._count(claimed, reply)
+        if not is_given_up(reply):
+            seconds, queued_seconds = reply.metrics.duration, reply.metrics.queue_time
+            self._measures.executed(request.target, seconds=seconds, queued_seconds=queued_seconds)
         return reply, body
+
+    def _count(self, claimed: ClaimedSession, reply: RunReply) -> None:
+        """Count an answer that is there, as often as requests have it that joined the turn."""
+        for _ in (claimed.request, *claimed.claim.joined):
+            code = None if reply.error is None else reply.error.code
+            self._measures.answered(claimed.request.target, reply.status, code)
 
     async def _committed(
         self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, timing: Timing
