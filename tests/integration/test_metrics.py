@@ -51,7 +51,7 @@ class Watched:
         return Scrape.of(answer.text)
 
     async def counts(self) -> Moved:
-        """All counters, histograms' among them, by `name{value,value}`: without `teamturn_`, the labels by their names."""
+        """All counters, histograms' among them, by `name{value,value}`: the labels by their names."""
         found: Moved = {}
         for family in (await self.scrape()).families:
             for sample in family.samples:
