@@ -1,8 +1,8 @@
 """Readings of the fleet for gauges, taken now and then beside everything else.
 
 Not on a lane: a session's commit would wait for them. The connection is made for each look and closed after it, so that
-a worker needs none for it the rest of the time. The journal is looked through less often: it is read as a whole, which
-took 120 ms of Postgres's time with 200,000 rows.
+a worker needs none the rest of the time: 17 ms in all, 3 of them the worker's CPU. The journal is looked through less
+often, since it is read as a whole: 14 ms with 10,000 rows, half a second with 200,000 (measured).
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class Condition:
     def problem(self) -> str | None:
         """Return what keeps the worker from being ready, the cause before what follows from it; None: nothing."""
         problems = {
-            "Postgres can't be reached": not self.lanes,
+            "Postgres can't be reached, or takes no writes": not self.lanes,
             "Postgres's disk is full": not self.room,
             "RabbitMQ can't be reached": not self.broker,
             "RabbitMQ takes no messages: it has a memory or disk alarm": not self.publishing,

@@ -42,6 +42,7 @@ _LARGEST_BATCH_BYTES: Final = 4 * 2**20
 _BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
 words (idle_session_timeout) and the end of the connection."""
+_TAKES_NO_WRITES: Final = "Postgres takes no writes any more: it has become a stand-by, or was made read-only"
 _RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5)
 
 _log = structlog.get_logger()
@@ -159,8 +160,10 @@ class LaneConnection:
                 async with asyncio.timeout(_PING_SECONDS):
                     await self._work.wait()
             if not self._waiting:
-                # It also says whether the connection was lost meanwhile.
-                await self._fetch(sql.PING, limit_seconds=_PONG_SECONDS)
+                # It also says whether the connection was lost meanwhile, and whether the next commit would be refused.
+                answered = await self._fetch(sql.PING, limit_seconds=_PONG_SECONDS)
+                if any(row["read_only"] for row in answered):
+                    raise LaneLost(_TAKES_NO_WRITES)
 
     def _next_batch(self) -> tuple[Statement[Any, Any], list[_Submitted]]:
         name = next(iter(self._waiting))
@@ -224,7 +227,7 @@ class LaneConnection:
             raise StatementRefused(type(error).__name__) from error
         except asyncpg.ReadOnlySQLTransactionError as error:
             # A fail-over; another connection, to another server maybe, can write.
-            raise LaneLost("Postgres takes no writes any more: it has become a stand-by") from error
+            raise LaneLost(_TAKES_NO_WRITES) from error
         except (asyncpg.PostgresError, *_BROKEN, TimeoutError) as error:
             if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
