@@ -220,7 +220,9 @@ class TurnTaker:
             busy=received.busy,
         ):
             case Replay(reply):
-                _log.info("turn_replayed")
+                _log.info(
+                    "turn_replayed", target=str(claimed.request.target), redelivered=received.delivery.redelivered
+                )
                 tell_answer(self._publish, claimed.request, reply, again=True)
                 return self._replayed(reply, received.delivery)
             case Refuse() as refusal:
@@ -234,7 +236,7 @@ class TurnTaker:
             case Execute() if executor is not None:
                 if isinstance(kept, KeptResult):
                     as_it_was = replace(claimed, claim=kept.claim)
-                    return await self._stored(as_it_was, executor, kept.turn, kept.outcome, timing=kept.timing)
+                    return await self._stored(as_it_was, received, executor, kept)
                 if kept is not None and kept.is_newest_in(claimed.claim):
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
@@ -257,11 +259,12 @@ class TurnTaker:
                     run.cancel()
                 turn, outcome = await self._attempted(claimed, run, received, executor, place)
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
+        result = KeptResult(claimed.claim, turn, outcome, timing)
         try:
             with counted_if_outlived(received, turn):
-                return await self._stored(claimed, executor, turn, outcome, timing=timing)
+                return await self._stored(claimed, received, executor, result)
         except LaneLost:
-            self._kept.keep(claimed.request, KeptResult(claimed.claim, turn, outcome, timing))
+            self._kept.keep(claimed.request, result)
             raise
 
     async def _attempted(
@@ -289,9 +292,12 @@ class TurnTaker:
             self._measures.steps_resumed(turn.steps.journal.resumed_steps)
 
     async def _stored(
-        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
+        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor, result: KeptResult
     ) -> _Answer:
-        reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
+        turn, redelivered = result.turn, received.delivery.redelivered
+        reply, body = await self._ending.stored(
+            claimed, executor, turn, result.outcome, timing=result.timing, redelivered=redelivered
+        )
         if turn.events.watched:  # a reply can be large
             turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
         else:  # of one that is given up there is no attempt now, and its last one may have told something

@@ -163,7 +163,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         answers = RepliesInOrder(replies, metrics)
         events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
         running = RunningRuns(sessions)
-        ending = Ending(settings.db_schema, metrics)
+        ending = Ending(settings.db_schema, metrics, content_logged=settings.log_content)
         busy = BusySessions(sessions, executors, answers, ending, events.publish)
         taker = TurnTaker(
             *(sessions, executors, answers, summaries, settings),

@@ -52,7 +52,7 @@ def worker(
       TEAMTURN_TEAMS=my_teams:teams teamturn worker --processes 4
     """
     settings = Settings.read()
-    configure_logging()
+    configure_logging(level=settings.logging_level, content=settings.log_content)
     if processes > 1:
         if settings.http_port and settings.http_port + processes > _PORTS:
             raise StartupError(f"TEAMTURN_HTTP_PORT leaves no ports for {processes} processes")

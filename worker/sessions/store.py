@@ -81,6 +81,8 @@ class ClaimedSession:
     claim: Claim
     _lane: LaneConnection
     _writes: Writes
+    claim_seconds: float = 0.0
+    """How long the claim took."""
 
     @property
     def next_turn(self) -> int:
@@ -327,9 +329,10 @@ class SessionStore:
                 self._measures.claimed(time.perf_counter() - begun)
             self._given_up(lane, request.session_id, claiming)
             raise
-        self._measures.claimed(time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        self._measures.claimed(seconds)
         try:
-            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes)
+            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes, claim_seconds=seconds)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
 

@@ -112,7 +112,7 @@ class Summaries:
                 await self._sessions.store_summary(
                     session_id, summary.text, up_to=up_to, usage=summary.usage, topics=summary.topics
                 )
-                _log.info("summary_written", runs=summary.runs, input_tokens=summary.usage.input_tokens)
+                _log.debug("summary_written", runs=summary.runs, input_tokens=summary.usage.input_tokens)
                 written += 1
 
 

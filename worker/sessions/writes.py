@@ -13,6 +13,10 @@ from worker.measures import UNMEASURED, Measures, Tried
 
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 
+_TOLD_AT_FIRST: Final = 3
+_TOLD_EVERY_TRIES: Final = 12
+"""About once a minute: Postgres may be full for long."""
+
 _T = TypeVar("_T")
 
 _log = structlog.get_logger()
@@ -47,7 +51,8 @@ class Writes:
                     self._full -= full
                     full = int(isinstance(error, StoreFull))
                     self._full += full
-                    _log.warning("write_retried", reason=str(error), tries=tries)
+                    if tries < _TOLD_AT_FIRST or tries % _TOLD_EVERY_TRIES == 0:  # every turn says it for itself
+                        _log.warning("write_retried", reason=str(error), tries=tries)
                     await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                     tries += 1
                     self.measures.retried(what)

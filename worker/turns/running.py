@@ -141,7 +141,7 @@ class Run:
         if self.cancelled or not mine:
             return
         self._said |= mine
-        _log.info("run_cancelled", run_id=self._requests[0].run_id, session_id=self._requests[0].session_id)
+        _log.debug("run_cancelled", run_id=self._requests[0].run_id, session_id=self._requests[0].session_id)
         if self._journal is not None:
             self._stop(self._journal)
 
