@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
@@ -73,7 +74,14 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _lower(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds
+    return value.lower() if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Settings(BaseSettings):
@@ -97,11 +105,18 @@ class Settings(BaseSettings):
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
+    log_content: bool = False
 
     @property
     def turn_limit(self) -> timedelta:
         """The hard limit on one attempt of a turn."""
         return timedelta(seconds=self.turn_timeout)
+
+    @property
+    def logging_level(self) -> int:
+        """The level from which on events are logged, as the standard library counts."""
+        return logging.getLevelNamesMapping()[self.log_level.upper()]
 
     @classmethod
     def read(cls) -> Self:

@@ -42,7 +42,13 @@ which an operator mends (a revoked grant, a missing table, a broken disk) while 
 
 
 async def connect(
-    url: SecretStr, schema: str, *, application: str, lane: bool = False, writes: bool = False
+    url: SecretStr,
+    schema: str,
+    *,
+    application: str,
+    lane: bool = False,
+    writes: bool = False,
+    statement_timeout: str | None = None,
 ) -> asyncpg.Connection:
     """Open a connection whose unqualified names are the schema's.
 
@@ -57,6 +63,8 @@ async def connect(
         "application_name": application[:63],
         "timezone": "UTC",
     }
+    if statement_timeout is not None:
+        settings["statement_timeout"] = statement_timeout
     if lane:
         settings |= {
             # Freed in time an idle holder's locks; a worker frozen while it reads a large result is not idle,

@@ -41,6 +41,7 @@ from typing_extensions import override
 from worker.executors.journal import Asked
 from worker.executors.json_values import cleaned_json
 from worker.executors.steps import Steps
+from worker.team.prices import tell_response
 from worker.team.streaming import is_watched, tell, tell_all
 from worker.team.toolsets import DELEGATES
 
@@ -119,7 +120,13 @@ class _JournalBackend(CallableOperationBackend[_Config]):
         match operation_id:
             case ModelRequestId():
                 asked = Asked("", _request_asked(cache_key), repeatable=True, failure_kept=False, tokens=_tokens_of)
-                return await steps.call("model.request", asked, make)
+
+                async def request() -> object:
+                    response = await make()
+                    tell_response(response)
+                    return response
+
+                return await steps.call("model.request", asked, request)
             case ToolsetCallToolId():
                 tool, arguments, context, *_ = cache_key
                 assert isinstance(context, RunContext)  # noqa: S101 - for the type checker
