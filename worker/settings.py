@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    trace_content: bool = False
 
     @property
     def turn_limit(self) -> timedelta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.operations import tracing
 from worker.operations.health import Condition
 from worker.replies.direct import DirectReplies
 from worker.replies.events import EventPublisher
@@ -107,6 +108,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
     locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
+        if tracing.installed():
+            stack.enter_context(_models_traced(settings))
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
         results = Publisher(settings.amqp_url, topology, name=application_name("results"))
         # Apart from the results: a queue that a producer named can leave a reply unconfirmed.
@@ -187,6 +190,13 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             background=background,
             settings=settings,
         )
+
+
+def _models_traced(settings: Settings) -> AbstractContextManager[None]:
+    # A worker of plain functions needs no model libraries.
+    from worker.team.instrumentation import models_traced  # noqa: PLC0415
+
+    return models_traced(content=settings.trace_content)
 
 
 def _consumers_of_control(settings: Settings, topology: Topology, control: Control) -> Consumers:

@@ -30,6 +30,7 @@ _DEFAULTS = {
     "MAX_REQUEST_BYTES": 1_048_576,
     "REPLY_TO_PATTERN": "",
     "HTTP_PORT": 8080,
+    "TRACE_CONTENT": False,
 }
 _OTHERS = {
     "AMQP_URL": ("amqps://u:p@rabbit.example:5671/vhost", "amqps://u:p@rabbit.example:5671/vhost"),
@@ -45,6 +46,7 @@ _OTHERS = {
     "MAX_REQUEST_BYTES": ("10", 10),
     "REPLY_TO_PATTERN": (r"my-[a-z]+", r"my-[a-z]+"),
     "HTTP_PORT": ("0", 0),
+    "TRACE_CONTENT": ("true", True),
 }
 
 

@@ -1,6 +1,7 @@
 """Logs: structlog, one event a line; JSON when standard error is not a terminal.
 
-A turn binds run_id, session_id and attempt once, as context variables of its task. Libraries' own records
+A turn binds run_id, session_id and attempt once, as context variables of its task; what is logged within a trace has
+its trace_id and span_id. Libraries' own records
 (aio-pika, asyncpg, pydantic-ai) go through the same renderer. Secrets are cut out of the rendered line, wherever
 in it they stand: an exception's text is somebody else's.
 """
@@ -18,6 +19,8 @@ from urllib.parse import unquote, unquote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor
+
+from worker.operations.tracing import with_trace
 
 _SECRET_NAME: Final = re.compile(
     r"(key|token|secret|password|passwd|passphrase|authorization"
@@ -103,6 +106,7 @@ def configure_logging(*, level: int = logging.INFO) -> None:
     redact = Redaction(secrets_in(os.environ))
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

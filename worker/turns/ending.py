@@ -14,9 +14,11 @@ from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
 from worker.executors.pauses import PauseRules
 from worker.executors.turn import Executor, Turn, TurnContext
+from worker.operations import tracing
 from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
 from worker.sessions.store import Answer, ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
+from worker.turns.spans import answered
 
 LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
@@ -38,6 +40,7 @@ class Ending:
         # What is not stored is made again for a redelivery: from the message alone, not from the clock.
         now = time.time() if refusal.stored else published or 0.0
         reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
+        answered(reply)
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)
@@ -48,6 +51,7 @@ class Ending:
         _log.info("turn_cancelled", started=False)
         message = "the run was cancelled before it was started"
         reply = rejected(claimed.request, ErrorCode.CANCELLED, message, now=time.time(), status=RunStatus.CANCELLED)
+        answered(reply)
         body = body_of(reply)
         await claimed.keep_answer(reply, body)
         return body
@@ -78,6 +82,7 @@ class Ending:
             turn=reply.turn,
             **reply.metrics.model_dump(),
         )
+        answered(reply)
         return reply, body
 
     async def _committed(
@@ -102,14 +107,15 @@ class Ending:
         )
         sent = self._to_send(reply)
         try:
-            await claimed.commit(
-                reply,
-                body_of(sent),
-                left,
-                others=self._others(claimed, sent),
-                pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
-                size_bytes=len(body),
-            )
+            with tracing.span("commit"):
+                await claimed.commit(
+                    reply,
+                    body_of(sent),
+                    left,
+                    others=self._others(claimed, sent),
+                    pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
+                    size_bytes=len(body),
+                )
         except SessionDeleted as error:
             sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
             await claimed.keep_answer(sent, body_of(sent), self._others(claimed, sent))
