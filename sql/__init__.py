@@ -5,6 +5,7 @@ The tables' names are unqualified: each connection sets its search_path to TEAMT
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
@@ -22,6 +23,15 @@ class Migration:
     name: str
     text: str
 
+    @property
+    def compatible_with(self) -> int | None:
+        """The oldest version whose programs work on a schema that has this migration; None: only those that know it.
+
+        A line of its own says it: `-- compatible with: 10`.
+        """
+        found = re.search(r"^-- compatible with: (\d+)$", self.text, re.MULTILINE)
+        return None if found is None else int(found[1])
+
 
 def _read_migrations() -> tuple[Migration, ...]:
     found = []
@@ -32,6 +42,7 @@ def _read_migrations() -> tuple[Migration, ...]:
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
+APPLIED_COMPATIBLE_MIGRATIONS: Final = _read("applied_compatible_migrations")
 APPLIED_MIGRATIONS: Final = _read("applied_migrations")
 BEGIN_ATTEMPTS: Final = _read("begin_attempts")
 CANCEL_RUNS: Final = _read("cancel_runs")
@@ -50,6 +61,7 @@ HAS_TRIAL_LOCK: Final = _read("has_trial_lock")
 HELD_SESSIONS: Final = _read("held_sessions")
 JOIN_FLEET: Final = _read("join_fleet")
 LEAVE_FLEET: Final = _read("leave_fleet")
+LIMIT_MIGRATION_WAITS: Final = _read("limit_migration_waits")
 LIST_FLEET: Final = _read("list_fleet")
 LIST_SESSIONS: Final = _read("list_sessions")
 LOCK_MIGRATIONS: Final = _read("lock_migrations")

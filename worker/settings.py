@@ -107,6 +107,7 @@ class Settings(BaseSettings):
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
     log_content: bool = False
+    trace_content: bool = False
 
     @property
     def turn_limit(self) -> timedelta:

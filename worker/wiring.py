@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -27,6 +27,7 @@ from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
+from worker.operations import tracing
 from worker.operations.gauges import Gauges, Reading
 from worker.operations.health import Condition
 from worker.operations.loop_lag import measure_loop_lag
@@ -139,6 +140,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
     locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
+        if tracing.installed():
+            stack.enter_context(_models_traced(settings))
         metrics = Metrics(executors)
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks, measures=metrics)
         publisher_named = partial(_publisher, settings, topology, metrics)
@@ -232,6 +235,13 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
 
 def _publisher(settings: Settings, topology: Topology, metrics: Metrics, name: str) -> Publisher:
     return Publisher(settings.amqp_url, topology, name=application_name(name), measures=metrics)
+
+
+def _models_traced(settings: Settings) -> AbstractContextManager[None]:
+    # A worker of plain functions needs no model libraries.
+    from worker.team.instrumentation import models_traced  # noqa: PLC0415
+
+    return models_traced(content=settings.trace_content)
 
 
 def _consumers_of_control(settings: Settings, topology: Topology, control: Control) -> Consumers:

@@ -30,7 +30,7 @@ from worker.operations import doctor
 from worker.operations.acknowledgement import Unreadable, acknowledgement_timeout
 from worker.operations.pooling import close_quietly, look_at_connections
 from worker.sessions.database import address, application_name, connect
-from worker.sessions.migrations import pending
+from worker.sessions.migrations import schema_state
 from worker.settings import Settings
 
 _LIMIT_SECONDS: Final = 30.0
@@ -113,10 +113,14 @@ class Examination:
 
     async def _look_at_schema(self, name: str) -> Check:
         schema = self._settings.db_schema
-        missing = await pending(self._database, schema)
-        if not missing:
-            return doctor.ok(name, f"{schema!r} is at version {sql.MIGRATIONS[-1].version}, as this program")
-        state = "has no tables of teamturn" if len(missing) == len(sql.MIGRATIONS) else "is older than this program"
+        found = await schema_state(self._database, schema)
+        if not found.missing:
+            known = sql.MIGRATIONS[-1].version
+            as_is = (
+                "as this program" if found.newest == known else f"and compatible with this program, which knows {known}"
+            )
+            return doctor.ok(name, f"{schema!r} is at version {found.newest}, {as_is}")
+        state = "is older than this program" if found.has_tables else "has no tables of teamturn"
         return doctor.failure(name, f"{schema!r} {state}", "run teamturn migrate")
 
     async def _look_at_fleet(self, name: str) -> Check:

@@ -1,0 +1,138 @@
+"""An upgrade from the last release, and the way back, under load: nothing is lost, and sessions keep their order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+import sql
+from tests.acceptance.stage import DATA, database_of_its_own
+from tests.support.fleet import under_load
+from tests.support.releases import Release, unpacked
+from tests.support.workers import environment_of, run_command, run_python
+from worker.errors import StartupError
+from worker.sandbox import Sandbox
+from worker.sessions.database import connect
+from worker.sessions.migrations import migrate, require_current, schema_state
+from worker.settings import Settings
+
+FUTURE = 9_999
+
+
+@pytest.fixture(scope="module")
+def last(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return unpacked(tmp_path_factory.mktemp("last"))
+
+
+@asynccontextmanager
+async def empty_database(sandbox: Sandbox) -> AsyncIterator[tuple[str, asyncpg.Connection]]:
+    async with database_of_its_own(sandbox, template=None) as url:
+        connection = await connect(SecretStr(url), "ai", application="test", writes=True)
+        try:
+            yield url, connection
+        finally:
+            await connection.close()
+
+
+async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox, last: Release) -> None:
+    async with under_load(sandbox, None, ahead=3) as scene:
+        here, there = environment_of(scene.settings), environment_of(scene.settings, PYTHONPATH=last.path)
+        assert (await run_command("migrate", environment=there, cwd=DATA))[0] == 0
+        old = [await scene.crew.hire(PYTHONPATH=last.path) for _ in range(2)]
+        await scene.load.flows()
+        # The schema goes first: the old workers go on, and one that comes is let in.
+        assert (await run_command("migrate", environment=here))[0] == 0
+        assert (await schema_state(scene.database, "ai")).missing == ()
+        await scene.load.flows()
+        old[0].kill()
+        old[0] = await scene.crew.hire(PYTHONPATH=last.path)
+        new = [await scene.crew.hire() for _ in range(2)]
+        await scene.crew.settled(*old, *new)
+        await scene.load.flows()
+        for one in old:
+            one.terminate()
+        assert [await one.exited() for one in old] == [0, 0]
+        await scene.crew.settled(*new)
+        await scene.load.flows()
+        # And back.
+        again = await scene.crew.hire(PYTHONPATH=last.path)
+        for one in new:
+            one.terminate()
+        assert [await one.exited() for one in new] == [0, 0]
+        await scene.crew.settled(again)
+        await scene.load.flows()
+        await scene.load.finish()
+        assert await scene.load.mistakes(scene.database) == []
+
+
+async def test_the_last_release_starts_where_this_version_has_made_the_schema(sandbox: Sandbox, last: Release) -> None:
+    async with empty_database(sandbox) as (url, database):
+        await migrate(database, "ai")
+        settings = Settings(amqp_url=SecretStr(sandbox.amqp_url), postgres_url=SecretStr(url))
+        environment = environment_of(settings, PYTHONPATH=last.path)
+        ended = await run_command("sessions", "list", "--json", environment=environment, cwd=DATA)
+        assert (ended[0], ended[2]) == (0, "")
+
+
+# --- a newer schema than this program knows ---
+
+
+async def test_a_newer_schema_that_is_compatible_is_worked_with(
+    settings: Settings, database: asyncpg.Connection
+) -> None:
+    newest = sql.MIGRATIONS[-1].version
+    await database.execute(sql.RECORD_MIGRATION, FUTURE, "of the future", newest)
+    await require_current(database, settings.db_schema)
+    code, out, _ = await run_command("migrate", environment=environment_of(settings))
+    assert (code, out) == (0, "schema 'ai' is up to date\n")
+
+
+@pytest.mark.parametrize("compatible_with", [None, sql.MIGRATIONS[-1].version + 1])
+async def test_a_newer_schema_that_is_not_compatible_is_refused(
+    settings: Settings, database: asyncpg.Connection, compatible_with: int | None
+) -> None:
+    await database.execute(sql.RECORD_MIGRATION, FUTURE, "of the future", compatible_with)
+    with pytest.raises(StartupError, match=f"is at version {FUTURE}, .* install the version of teamturn"):
+        await require_current(database, settings.db_schema)
+
+
+async def test_the_last_release_refuses_a_schema_that_it_can_t_work_with(
+    settings: Settings, database: asyncpg.Connection, last: Release
+) -> None:
+    await database.execute(sql.RECORD_MIGRATION, FUTURE, "of the future", FUTURE)
+    environment = environment_of(settings, PYTHONPATH=last.path)
+    ended = await run_command("sessions", "list", environment=environment, cwd=DATA)
+    assert ended[0] == 2
+    assert re.search(f"is at version {FUTURE}", ended[2])
+
+
+# --- a table that is in use ---
+
+
+async def test_a_migration_gives_up_a_table_that_somebody_keeps_locked_and_changes_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with empty_database(sandbox) as (url, database):
+        await migrate(database, "ai")
+        adds = sql.Migration(FUTURE, "adds", "create table added (); alter table receipts add column added integer;")
+        monkeypatch.setattr(sql, "MIGRATIONS", (*sql.MIGRATIONS, adds))
+        other = await connect(SecretStr(url), "ai", application="other")
+        async with other.transaction():
+            await other.fetch("select from receipts")
+            with pytest.raises(StartupError, match="a long transaction keeps a table of it locked"):
+                await migrate(database, "ai")
+        assert await database.fetchval("select to_regclass('added')") is None
+        assert await migrate(database, "ai") == (adds,)
+        await other.close()
+
+
+async def test_what_these_tests_start_is_the_last_release(settings: Settings, last: Release) -> None:
+    environment = environment_of(settings, PYTHONPATH=last.path)
+    program = "import sql, worker; print(worker.__file__, sql.MIGRATIONS[-1].version)"
+    ended = await run_python("-c", program, environment=environment, cwd=DATA, seconds=30)
+    assert ended[1].split() == [str(last.folder / "worker" / "__init__.py"), "10"]
