@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import ssl
 from collections.abc import AsyncIterator
@@ -72,6 +73,13 @@ def paper(tmp_path_factory: pytest.TempPathFactory) -> Paper:
     write(authority.issue_cert("ada@example.org", common_name="ada"), folder, "client")
     write(authority.issue_cert("localhost"), folder, "server")
     return Paper(folder, authority)
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def collected() -> AsyncIterator[None]:
+    """Nothing of a connection that came to nothing is left for between the tests, where the module's loop rests."""
+    yield
+    gc.collect()
 
 
 def write(certificate: trustme.LeafCert, folder: Path, name: str) -> None:
