@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from schemas.errors import ErrorCode
 from schemas.json_schema import json_schemas
+from schemas.replies import RunReply
 from tests.acceptance.stage import QUICKER
 from tests.support.json_schemas import narrowings
 from tests.support.releases import Release
@@ -133,3 +135,15 @@ def test_a_schema_that_takes_more_is_let_be(case: str) -> None:
     new = copy.deepcopy(old)
     WIDER[case](new)
     assert narrowings(old, new) == []
+
+
+def test_a_reply_with_a_code_and_fields_of_a_later_version_is_read() -> None:
+    error = {"code": "of_the_future", "message": "it has not happened yet", "field": 1}
+    ended = {"status": "ERROR", "error": error, "created_at": 1, "completed_at": 2, "field": {"of": "the future"}}
+    body = json.dumps({"run_id": "r1", "session_id": "s1", "session_type": "team", "team_id": "t1"} | ended)
+    reply = RunReply.model_validate_json(body)
+    assert reply.error is not None
+    assert (reply.error.code, reply.error.code.value) == ("of_the_future", "of_the_future")
+    assert isinstance(reply.error.code, ErrorCode)
+    assert reply.error.code not in list(ErrorCode)
+    assert json.loads(reply.model_dump_json())["error"]["code"] == "of_the_future"
