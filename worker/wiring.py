@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 from typing import TypeVar
 
 import structlog
@@ -18,6 +20,7 @@ from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
 from worker.fleet.fleet import Fleet
 from worker.fleet.membership import Membership
+from worker.fleet.readings import FleetReadings
 from worker.intake.control import Control
 from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
@@ -25,7 +28,12 @@ from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
 from worker.intake.topology import Topology, apply, check_partitions
 from worker.operations import tracing
+from worker.operations.gauges import Gauges, Reading
 from worker.operations.health import Condition
+from worker.operations.loop_lag import measure_loop_lag
+from worker.operations.metrics import Metrics
+from worker.operations.probes import Pages
+from worker.operations.turns_page import turns_page
 from worker.replies.direct import DirectReplies
 from worker.replies.events import EventPublisher
 from worker.replies.in_order import RepliesInOrder
@@ -58,6 +66,9 @@ class Worker:
     publishers: tuple[Publisher, ...]
     consumers: Consumers
     fleet: Fleet
+    running: RunningRuns
+    fleet_readings: FleetReadings
+    metrics: Metrics
     consuming: tuple[asyncio.Task[None], ...]
     """The tasks that bring requests in; the first to end when the worker drains."""
     background: tuple[asyncio.Task[None], ...]
@@ -73,6 +84,27 @@ class Worker:
             publishing=not any(publisher.blocked for publisher in self.publishers),
             consuming=bool(consumers.wanted) and consumers.consuming == consumers.wanted,
             standing_by=self.fleet.standing_by,
+        )
+
+    @property
+    def pages(self) -> Pages:
+        """What it answers over HTTP beside its health, by path."""
+        return {
+            "/metrics": self.metrics.page,
+            "/turns": lambda: turns_page(self.running, requests=len(self.mailboxes)),
+        }
+
+    def reading(self) -> Reading:
+        """Return what its gauges show now."""
+        begun = self.running.begun
+        return Reading(
+            condition=self.condition(),
+            lanes=self.sessions.lanes_alive,
+            executing=self.running.executing,
+            waiting=max(len(self.mailboxes) - begun, 0),
+            oldest_seconds=max(self.consumers.held_seconds, self.mailboxes.oldest_seconds),
+            partitions=self.consumers.partitions,
+            fleet=self.fleet_readings.last,
         )
 
     async def failed(self) -> None:
@@ -110,17 +142,16 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     async with AsyncExitStack() as stack:
         if tracing.installed():
             stack.enter_context(_models_traced(settings))
-        sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
-        results = Publisher(settings.amqp_url, topology, name=application_name("results"))
+        metrics = Metrics(executors)
+        sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks, measures=metrics)
+        publisher_named = partial(_publisher, settings, topology, metrics)
+        results = publisher_named("results")
         # Apart from the results: a queue that a producer named can leave a reply unconfirmed.
-        addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
+        addressed = publisher_named("replies")
         # Opened when they are needed: an address that a producer made up can make the broker close the connection.
-        direct = DirectReplies(
-            Publisher(settings.amqp_url, topology, name=application_name("direct replies")),
-            Publisher(settings.amqp_url, topology, name=application_name("direct replies one by one")),
-        )
+        direct = DirectReplies(publisher_named("direct replies"), publisher_named("direct replies one by one"))
         stack.push_async_callback(direct.close)
-        forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
+        forwarding = publisher_named("forwarding")
         replies = ReplyPublisher(
             results,
             addressed,
@@ -130,12 +161,12 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             largest_bytes=settings.max_request_bytes,
             schema=settings.db_schema,
         )
-        forwarder = Forwarder(forwarding, topology, replies.answer_refused)
+        forwarder = Forwarder(forwarding, topology, replies.answer_refused, measures=metrics)
         summaries = Summaries(sessions)
-        answers = RepliesInOrder(replies)
+        answers = RepliesInOrder(replies, metrics)
         events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
         running = RunningRuns(sessions)
-        ending = Ending(settings.db_schema)
+        ending = Ending(settings.db_schema, metrics, content_logged=settings.log_content)
         busy = BusySessions(sessions, executors, answers, ending, events.publish)
         taker = TurnTaker(
             *(sessions, executors, answers, summaries, settings),
@@ -143,9 +174,10 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             ending=ending,
             publish=events.publish,
             bury=forwarder.keep_dead,
+            measures=metrics,
         )
         mailboxes = Mailboxes(taker.take, forwarder.bury, busy.came)
-        intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
+        intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes, measures=metrics)
         consumers = Consumers(
             settings.amqp_url,
             topology,
@@ -153,11 +185,13 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             received=intake.received,
             lost=mailboxes.forget_dead,
             name=application_name("intake"),
+            measures=metrics,
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
         controlling = _consumers_of_control(settings, topology, control)
         membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
         fleet = Fleet(membership, consumers, topology, sessions)
+        fleet_readings = FleetReadings(settings.postgres_url, settings.db_schema, settings.prefix)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
@@ -167,6 +201,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             "forwarder": forwarder.run(),
             "cancelling": running.run(),
             "events": events.run(),
+            "fleet readings": fleet_readings.run(),
+            "loop lag": measure_loop_lag(metrics),
         }
         background = tuple(_owned(stack, asyncio.create_task(task, name=name)) for name, task in tasks.items())
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
@@ -178,7 +214,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         listening = _owned(stack, asyncio.create_task(controlling.run(), name="control"))
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
-        yield Worker(
+        worker = Worker(
             mailboxes=mailboxes,
             replies=answers,
             summaries=summaries,
@@ -186,10 +222,19 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             publishers=(results, addressed, forwarding),
             consumers=consumers,
             fleet=fleet,
+            running=running,
+            fleet_readings=fleet_readings,
+            metrics=metrics,
             consuming=(consuming, following, listening),
             background=background,
             settings=settings,
         )
+        metrics.registry.register(Gauges(worker.reading, version=version("teamturn")))
+        yield worker
+
+
+def _publisher(settings: Settings, topology: Topology, metrics: Metrics, name: str) -> Publisher:
+    return Publisher(settings.amqp_url, topology, name=application_name(name), measures=metrics)
 
 
 def _models_traced(settings: Settings) -> AbstractContextManager[None]:

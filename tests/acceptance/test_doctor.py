@@ -28,8 +28,8 @@ SECRET = "s3cret-hunter2"
 FINE, FAILED, MISTAKE = 0, 1, 2
 NOBODY_LISTENS = 1
 NAMES = [
-    *("settings", "teams", "postgres", "connections", "schema", "fleet", "lock table", "clock"),
-    *("rabbitmq", "topology", "acknowledgement", "results", "dead letters"),
+    *("settings", "teams", "postgres", "postgres tls", "connections", "schema", "fleet", "lock table", "clock"),
+    *("rabbitmq", "rabbitmq tls", "topology", "acknowledgement", "results", "dead letters"),
 ]
 
 Checks = dict[str, dict[str, Any]]
@@ -100,7 +100,7 @@ async def test_it_changes_nothing(settings: Settings, broker: TestBroker, databa
 async def test_a_rabbitmq_that_is_not_there_fails_and_what_needs_it_is_skipped(declared: Settings) -> None:
     url = f"amqp://user:{SECRET}@127.0.0.1:{NOBODY_LISTENS}/"
     checks = await checked(declared, code=FAILED, TEAMTURN_AMQP_URL=url)
-    needs_it = ("topology", "acknowledgement", "results", "dead letters")
+    needs_it = ("rabbitmq tls", "topology", "acknowledgement", "results", "dead letters")
     assert wrong(checks) == {"rabbitmq": "failure"} | dict.fromkeys(needs_it, "skipped")
     assert "127.0.0.1:1" in checks["rabbitmq"]["says"]
     assert "rabbitmq" in checks["topology"]["says"]
@@ -109,7 +109,7 @@ async def test_a_rabbitmq_that_is_not_there_fails_and_what_needs_it_is_skipped(d
 async def test_a_postgres_that_is_not_there_fails_and_what_needs_it_is_skipped(declared: Settings) -> None:
     url = f"postgresql://user:{SECRET}@127.0.0.1:{NOBODY_LISTENS}/app"
     checks = await checked(declared, code=FAILED, TEAMTURN_POSTGRES_URL=url)
-    needs_it = ("connections", "schema", "fleet", "lock table", "clock")
+    needs_it = ("postgres tls", "connections", "schema", "fleet", "lock table", "clock")
     assert wrong(checks) == {"postgres": "failure"} | dict.fromkeys(needs_it, "skipped")
     assert "127.0.0.1:1" in checks["postgres"]["says"]
 

@@ -30,6 +30,8 @@ _DEFAULTS = {
     "MAX_REQUEST_BYTES": 1_048_576,
     "REPLY_TO_PATTERN": "",
     "HTTP_PORT": 8080,
+    "LOG_LEVEL": "info",
+    "LOG_CONTENT": False,
     "TRACE_CONTENT": False,
 }
 _OTHERS = {
@@ -46,6 +48,8 @@ _OTHERS = {
     "MAX_REQUEST_BYTES": ("10", 10),
     "REPLY_TO_PATTERN": (r"my-[a-z]+", r"my-[a-z]+"),
     "HTTP_PORT": ("0", 0),
+    "LOG_LEVEL": ("WARNING", "warning"),
+    "LOG_CONTENT": ("true", True),
     "TRACE_CONTENT": ("true", True),
 }
 
@@ -131,6 +135,8 @@ def test_a_driver_suffix_is_dropped_and_nothing_else(given: str, used: str, monk
         *[("DRAIN_TIMEOUT", value) for value in ("-1", "inf", "nan", "hunter2")],
         *[("MAX_REQUEST_BYTES", value) for value in ("0", "-1", "1MB", "hunter2")],
         *[("HTTP_PORT", value) for value in ("-1", "65536", "hunter2", "80.5")],
+        *[("LOG_LEVEL", value) for value in ("hunter2", "trace", "20", "info,debug")],
+        *[("LOG_CONTENT", value) for value in ("hunter2", "2", "maybe")],
         *[("REPLY_TO_PATTERN", value) for value in ("hunter2(", "[hunter2", "*hunter2")],
     ],
 )

@@ -148,6 +148,8 @@ class Journal:
         self._writing = 0
         self._writing_since = 0.0
         self._waited_seconds = 0.0
+        self.resumed_steps = 0
+        """How many steps this attempt was given, and did not make."""
         self.has_recorded = False
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
@@ -156,6 +158,11 @@ class Journal:
         """Called when a step has changed the session's state."""
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run it is of."""
+        return self._attempt
 
     @property
     def kept(self) -> bool:
@@ -285,6 +292,7 @@ class Journal:
             _log.warning("journal_diverged", step=key, consequence="the turn goes on from the last step that matches")
 
     def _again(self, found: StepRecord, state: dict[str, Any]) -> JsonValue:
+        self.resumed_steps += 1
         # The state after a step is that after all that were recorded before it, side by side with it too.
         while self._unmade and self._unmade[0].seq <= found.seq:
             earlier = from_json(self._unmade.pop(0).record)

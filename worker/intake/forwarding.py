@@ -23,6 +23,7 @@ from worker.cancellation import was_cancelled
 from worker.errors import RequestRefused
 from worker.intake.delivery import Delivery
 from worker.intake.topology import Topology
+from worker.measures import UNMEASURED, Measures
 from worker.replies.publisher import Publisher, Unroutable
 
 PASSED_ON: Final = "x-teamturn-passed-on"
@@ -130,8 +131,11 @@ class Forwarder:
     A delivery is acknowledged when its copy is confirmed and, where it was buried, its answer is given.
     """
 
-    def __init__(self, publisher: Publisher, topology: Topology, answer: Answer) -> None:
+    def __init__(
+        self, publisher: Publisher, topology: Topology, answer: Answer, *, measures: Measures = UNMEASURED
+    ) -> None:
         """`answer` is asked to answer what was buried."""
+        self._measures = measures
         self._publisher = publisher
         self._topology = topology
         self._answer = answer
@@ -187,7 +191,7 @@ class Forwarder:
     async def _published(self, forwarded: _Forwarded) -> bool:
         while True:
             try:
-                return await self._publisher.publish(
+                published = await self._publisher.publish(
                     forwarded.copy,
                     exchange=forwarded.exchange,
                     routing_key=forwarded.routing_key,
@@ -203,6 +207,10 @@ class Forwarder:
                 )
                 self._publisher.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)
+            else:
+                if published and forwarded.refusal is not None:
+                    self._measures.dead_lettered(forwarded.refusal.code)
+                return published
 
 
 @contextmanager

@@ -4,6 +4,9 @@ A turn binds run_id, session_id and attempt once, as context variables of its ta
 its trace_id and span_id. Libraries' own records
 (aio-pika, asyncpg, pydantic-ai) go through the same renderer. Secrets are cut out of the rendered line, wherever
 in it they stand: an exception's text is somebody else's.
+
+What is said in conversations is in no line, unless TEAMTURN_LOG_CONTENT asks for it: the text of an exception is left
+out, since it may quote it, and libraries tell nothing below info, since they print what they send.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from urllib.parse import unquote, unquote_plus
 import structlog
 from structlog.typing import EventDict, Processor
 
+from worker.operations.tracebacks import traceback_without_texts
 from worker.operations.tracing import with_trace
 
 _SECRET_NAME: Final = re.compile(
@@ -101,8 +105,11 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg = _write
 
 
-def configure_logging(*, level: int = logging.INFO) -> None:
-    """Send structlog's events and the standard library's records to standard error."""
+def configure_logging(*, level: int = logging.INFO, content: bool = False) -> None:
+    """Send structlog's events and the standard library's records to standard error, from a level on.
+
+    With `content` exceptions have their texts, and libraries' records begin at the same level.
+    """
     redact = Redaction(secrets_in(os.environ))
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -120,7 +127,10 @@ def configure_logging(*, level: int = logging.INFO) -> None:
         renderer = structlog.dev.ConsoleRenderer()
     else:
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
-    renderers: list[Processor] = [structlog.processors.format_exc_info, redacted, renderer]
+    exceptions = structlog.processors.format_exc_info
+    if not content:
+        exceptions = structlog.processors.ExceptionRenderer(traceback_without_texts)
+    renderers: list[Processor] = [exceptions, redacted, renderer]
     structlog.configure(
         # Not through the standard library, which costs as much again: a turn logs a line.
         processors=[*shared, *renderers],
@@ -137,7 +147,7 @@ def configure_logging(*, level: int = logging.INFO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(level if content else max(level, logging.INFO))
     quiet_libraries()
 
 

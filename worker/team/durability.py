@@ -42,6 +42,7 @@ from typing_extensions import override
 from worker.executors.journal import Asked
 from worker.executors.json_values import cleaned_json
 from worker.executors.steps import Steps
+from worker.team.prices import tell_response
 from worker.team.streaming import is_watched, tell, tell_all
 from worker.team.toolsets import DELEGATES
 
@@ -116,7 +117,10 @@ class _JournalBackend(CallableOperationBackend[_Config]):
         async def make() -> object:
             nonlocal made
             made = True
-            return cleaned_json(await body())
+            result = cleaned_json(await body())
+            if steps is not None and isinstance(operation_id, ModelRequestId):
+                tell_response(result)
+            return result
 
         if steps is None:
             return await make()
