@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
 import sql
-from tests.acceptance.stage import DATA, database_of_its_own
+from tests.acceptance.stage import DATA, Gates, database_of_its_own, worker_on
+from tests.support.broker import TestBroker
 from tests.support.fleet import under_load
 from tests.support.releases import Release
-from tests.support.workers import environment_of, run_command, run_python
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT, environment_of, run_command, run_python
 from worker.errors import StartupError
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
@@ -63,6 +66,38 @@ async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox,
         await scene.load.flows()
         await scene.load.finish()
         assert await scene.load.mistakes(scene.database) == []
+
+
+@pytest.fixture(params=["the last release", "this version"])
+def begun_and_resumed_by(last_release: Release, request: pytest.FixtureRequest) -> list[str]:
+    """Where the code of the two is, of the named one first."""
+    paths = [last_release.path, str(ROOT)]
+    return paths if request.param == "the last release" else paths[::-1]
+
+
+async def test_a_turn_that_one_version_has_begun_goes_on_in_the_other_behind_its_last_step(
+    settings: Settings,
+    broker: TestBroker,
+    database: asyncpg.Connection,
+    begun_and_resumed_by: list[str],
+    tmp_path: Path,
+) -> None:
+    gates, team = Gates(tmp_path), "durable_teams:everything"
+    first, second = begun_and_resumed_by
+    async with worker_on(settings, gates, teams=team, PYTHONPATH=first) as worker:
+        await worker.consuming()
+        run_id = await broker.ask("s1", "go", team_id="crew-stuck-asker")
+        await gates.reached("asker-gate-0")
+        recorded = "select count(*) from ai.turn_steps where key like 'payer%/model.request#2' and state = 'done'"
+        await eventually(lambda: database.fetchval(recorded))
+        worker.kill()
+        await worker.exited()
+    gates.open("asker-gate-0")
+    async with worker_on(settings, gates, teams=team, PYTHONPATH=second):
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["attempt"]) == ("COMPLETED", 2)
+    made = {name: gates.visits(name) for name in ("leader-0", "payer-0", "pay", "payer-1", "asker-gate-0", "leader-1")}
+    assert made == {"leader-0": 1, "payer-0": 1, "pay": 1, "payer-1": 1, "asker-gate-0": 2, "leader-1": 1}
 
 
 async def test_the_last_release_starts_where_this_version_has_made_the_schema(
