@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 
 from schemas.requests import RunRequest
 from tests.support.broker import TestBroker, slot
-from tests.support.fleet import echo
+from tests.support.fleet import Gate, echo
 from tests.support.spans import Spans, parent_of, sdk, trace_of
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
@@ -181,6 +182,38 @@ async def test_a_reply_that_is_sent_again_has_the_same_bytes_and_the_trace_of_wh
     again = [one for one in spans.ended if trace_of(one)[0] == other]
     assert not [one for one in again if one.name.startswith("invoke_agent")]
     assert [one.attributes["teamturn.replayed"] for one in again if one.attributes and "process" in one.name] == [True]
+
+
+async def test_a_turn_whose_delivery_was_given_away_says_so_and_that_its_reply_was_not_sent(
+    settings: Settings, broker: TestBroker, spans: Spans
+) -> None:
+    gate = Gate()
+    async with worker_of(settings, gate.executor) as worker:
+        await broker.ask("s1", team_id="gate")
+        await eventually(lambda: bool(gate.started))
+        draining = asyncio.create_task(worker.drain())
+        await eventually(lambda: not worker.consumers.consuming)
+        gate.open.set()
+        await draining
+        send, process = await spans.one("send"), await spans.one("process")
+    assert [_of(one, "teamturn.given") for one in (process, send)] == [{"teamturn.given_away": True}] * 2
+    assert _of(process, "teamturn.status") == {"teamturn.status": "COMPLETED"}
+    assert await broker.depth("results") == 0
+
+
+async def test_requests_that_joined_a_turn_say_whose_it_was(
+    settings: Settings, broker: TestBroker, spans: Spans
+) -> None:
+    gate = Gate()
+    async with worker_of(settings, gate.executor):
+        await broker.ask("s1", "first", team_id="gate")
+        await eventually(lambda: bool(gate.started))
+        second, third = [await broker.ask("s1", name, team_id="gate", on_busy="coalesce") for name in ("2nd", "3rd")]
+        gate.open.set()
+        await broker.replies_of([second, third])
+        await eventually(lambda: len([name for name in spans.names if name.startswith("process")]) == 3)
+    said = [(_of(one, "teamturn.run"), _of(one, "teamturn.answered")) for one in spans.ended if "process" in one.name]
+    assert ({"teamturn.run.id": third}, {"teamturn.answered_by": second}) in said
 
 
 async def test_what_is_no_request_has_a_span_that_says_why_and_its_dead_letter_keeps_the_trace(
