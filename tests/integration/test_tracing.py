@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 
 from schemas.requests import RunRequest
+from tests.acceptance.stage import worker_on
 from tests.support.broker import TestBroker, slot
 from tests.support.fleet import Gate, echo
 from tests.support.spans import Spans, parent_of, sdk, trace_of
@@ -275,6 +277,20 @@ async def test_a_client_s_requests_carry_the_trace_of_whoever_asks(
     assert [parent_of(one) for one in sends] == [asking, asking]
     parents = {parent_of(one) for one in spans.ended if one.name.startswith("process")}
     assert parents == {*(trace_of(one)[1] for one in sends), None}
+
+
+async def test_a_worker_uses_the_sdk_that_its_teams_module_sets_up_and_logs_the_trace(
+    settings: Settings, broker: TestBroker, tmp_path: Path
+) -> None:
+    told = tmp_path / "spans"
+    async with worker_on(settings, teams="traced_teams:echo", TEST_SPANS=str(told)) as worker:
+        await worker.consuming()
+        replied = await _ask(broker, "echo", traceparent=TRACEPARENT)
+        await eventually(lambda: f"send {settings.prefix}.results" in told.read_text().splitlines())
+        (finished,) = worker.events("turn_finished")
+    assert replied["traceparent"].startswith(f"00-{TRACE_ID}-")
+    assert finished["trace_id"] == TRACE_ID
+    assert len(finished["span_id"]) == 16
 
 
 async def test_a_reply_to_its_address_has_a_span_without_the_address_in_its_name(
