@@ -142,6 +142,8 @@ class TurnTaker:
         with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1), processing(received):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
+            if not received.alive:
+                note({"teamturn.given_away": True})
             if answer is None and received.outlived:
                 await outlived(self._sessions, received)
             if answer is not None:
@@ -317,7 +319,9 @@ class TurnTaker:
     def _replayed(self, body: bytes, delivery: Delivery) -> _Answer:
         """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
         reply = from_json(body)
-        if delivery.redelivered or reply.get("answered_by") is None:
+        if (answered_by := reply.get("answered_by")) is not None:
+            note({"teamturn.answered_by": answered_by})
+        if delivery.redelivered or answered_by is None:
             self._measures.replayed()  # else it joined a turn, and finds its answer there for the first time
         before = given_up_before(body) if delivery.redelivered else None
         return _Answer(body, of_turn=reply["status"] != RunStatus.REJECTED, given_up=before)

@@ -15,6 +15,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 
+import sql
 from tests.acceptance.stage import DATA, QUICKER, TEAMS, database_of_its_own
 from tests.support.broker import TestBroker
 from tests.support.pgbouncer import pgbouncer
@@ -185,6 +186,13 @@ async def test_an_older_schema_is_a_failure(declared: Settings, database: asyncp
 async def test_a_newer_schema_is_a_failure(declared: Settings, database: asyncpg.Connection) -> None:
     await database.execute("insert into teamturn_migrations (version, name) values (9999, 'of the future')")
     assert "9999" in (await checked(declared, code=FAILED))["schema"]["says"]
+
+
+async def test_a_newer_schema_that_is_compatible_is_fine(declared: Settings, database: asyncpg.Connection) -> None:
+    known = sql.MIGRATIONS[-1].version
+    await database.execute(sql.RECORD_MIGRATION, 9999, "of the future", known)
+    says = (await checked(declared, code=FINE))["schema"]["says"]
+    assert says == f"'ai' is at version 9999, and compatible with this program, which knows {known}"
 
 
 @pytest.mark.parametrize("name", ["partitions", "prefetch"])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
 from pydantic import SecretStr
 
 import sql
-from tests.acceptance.stage import DATA, database_of_its_own
+from tests.acceptance.stage import DATA, Gates, database_of_its_own, worker_on
+from tests.support.broker import TestBroker
 from tests.support.fleet import under_load
-from tests.support.releases import Release, unpacked
-from tests.support.workers import environment_of, run_command, run_python
+from tests.support.releases import Release
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT, environment_of, run_command, run_python
 from worker.errors import StartupError
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
@@ -22,11 +25,6 @@ from worker.sessions.migrations import migrate, require_current, schema_state
 from worker.settings import Settings
 
 FUTURE = 9_999
-
-
-@pytest.fixture(scope="module")
-def last(tmp_path_factory: pytest.TempPathFactory) -> Release:
-    return unpacked(tmp_path_factory.mktemp("last"))
 
 
 @asynccontextmanager
@@ -39,18 +37,18 @@ async def empty_database(sandbox: Sandbox) -> AsyncIterator[tuple[str, asyncpg.C
             await connection.close()
 
 
-async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox, last: Release) -> None:
+async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox, last_release: Release) -> None:
     async with under_load(sandbox, None, ahead=3) as scene:
-        here, there = environment_of(scene.settings), environment_of(scene.settings, PYTHONPATH=last.path)
+        here, there = environment_of(scene.settings), environment_of(scene.settings, PYTHONPATH=last_release.path)
         assert (await run_command("migrate", environment=there, cwd=DATA))[0] == 0
-        old = [await scene.crew.hire(PYTHONPATH=last.path) for _ in range(2)]
+        old = [await scene.crew.hire(PYTHONPATH=last_release.path) for _ in range(2)]
         await scene.load.flows()
         # The schema goes first: the old workers go on, and one that comes is let in.
         assert (await run_command("migrate", environment=here))[0] == 0
         assert (await schema_state(scene.database, "ai")).missing == ()
         await scene.load.flows()
         old[0].kill()
-        old[0] = await scene.crew.hire(PYTHONPATH=last.path)
+        old[0] = await scene.crew.hire(PYTHONPATH=last_release.path)
         new = [await scene.crew.hire() for _ in range(2)]
         await scene.crew.settled(*old, *new)
         await scene.load.flows()
@@ -60,7 +58,7 @@ async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox,
         await scene.crew.settled(*new)
         await scene.load.flows()
         # And back.
-        again = await scene.crew.hire(PYTHONPATH=last.path)
+        again = await scene.crew.hire(PYTHONPATH=last_release.path)
         for one in new:
             one.terminate()
         assert [await one.exited() for one in new] == [0, 0]
@@ -70,11 +68,45 @@ async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox,
         assert await scene.load.mistakes(scene.database) == []
 
 
-async def test_the_last_release_starts_where_this_version_has_made_the_schema(sandbox: Sandbox, last: Release) -> None:
+@pytest.fixture(params=["the last release", "this version"])
+def begun_and_resumed_by(last_release: Release, request: pytest.FixtureRequest) -> list[str]:
+    """Where the code of the two is, of the named one first."""
+    paths = [last_release.path, str(ROOT)]
+    return paths if request.param == "the last release" else paths[::-1]
+
+
+async def test_a_turn_that_one_version_has_begun_goes_on_in_the_other_behind_its_last_step(
+    settings: Settings,
+    broker: TestBroker,
+    database: asyncpg.Connection,
+    begun_and_resumed_by: list[str],
+    tmp_path: Path,
+) -> None:
+    gates, team = Gates(tmp_path), "durable_teams:everything"
+    first, second = begun_and_resumed_by
+    async with worker_on(settings, gates, teams=team, PYTHONPATH=first) as worker:
+        await worker.consuming()
+        run_id = await broker.ask("s1", "go", team_id="crew-stuck-asker")
+        await gates.reached("asker-gate-0")
+        recorded = "select count(*) from ai.turn_steps where key like 'payer%/model.request#2' and state = 'done'"
+        await eventually(lambda: database.fetchval(recorded))
+        worker.kill()
+        await worker.exited()
+    gates.open("asker-gate-0")
+    async with worker_on(settings, gates, teams=team, PYTHONPATH=second):
+        reply = await broker.reply(run_id)
+    assert (reply["status"], reply["attempt"]) == ("COMPLETED", 2)
+    made = {name: gates.visits(name) for name in ("leader-0", "payer-0", "pay", "payer-1", "asker-gate-0", "leader-1")}
+    assert made == {"leader-0": 1, "payer-0": 1, "pay": 1, "payer-1": 1, "asker-gate-0": 2, "leader-1": 1}
+
+
+async def test_the_last_release_starts_where_this_version_has_made_the_schema(
+    sandbox: Sandbox, last_release: Release
+) -> None:
     async with empty_database(sandbox) as (url, database):
         await migrate(database, "ai")
         settings = Settings(amqp_url=SecretStr(sandbox.amqp_url), postgres_url=SecretStr(url))
-        environment = environment_of(settings, PYTHONPATH=last.path)
+        environment = environment_of(settings, PYTHONPATH=last_release.path)
         ended = await run_command("sessions", "list", "--json", environment=environment, cwd=DATA)
         assert (ended[0], ended[2]) == (0, "")
 
@@ -102,10 +134,10 @@ async def test_a_newer_schema_that_is_not_compatible_is_refused(
 
 
 async def test_the_last_release_refuses_a_schema_that_it_can_t_work_with(
-    settings: Settings, database: asyncpg.Connection, last: Release
+    settings: Settings, database: asyncpg.Connection, last_release: Release
 ) -> None:
     await database.execute(sql.RECORD_MIGRATION, FUTURE, "of the future", FUTURE)
-    environment = environment_of(settings, PYTHONPATH=last.path)
+    environment = environment_of(settings, PYTHONPATH=last_release.path)
     ended = await run_command("sessions", "list", environment=environment, cwd=DATA)
     assert ended[0] == 2
     assert re.search(f"is at version {FUTURE}", ended[2])
@@ -131,8 +163,8 @@ async def test_a_migration_gives_up_a_table_that_somebody_keeps_locked_and_chang
         await other.close()
 
 
-async def test_what_these_tests_start_is_the_last_release(settings: Settings, last: Release) -> None:
-    environment = environment_of(settings, PYTHONPATH=last.path)
+async def test_what_these_tests_start_is_the_last_release(settings: Settings, last_release: Release) -> None:
+    environment = environment_of(settings, PYTHONPATH=last_release.path)
     program = "import sql, worker; print(worker.__file__, sql.MIGRATIONS[-1].version)"
     ended = await run_python("-c", program, environment=environment, cwd=DATA, seconds=30)
-    assert ended[1].split() == [str(last.folder / "worker" / "__init__.py"), "10"]
+    assert ended[1].split() == [str(last_release.folder / "worker" / "__init__.py"), "10"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +15,9 @@ from pydantic_ai import Agent
 from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
 
 from schemas.requests import RunRequest
+from tests.acceptance.stage import worker_on
 from tests.support.broker import TestBroker, slot
-from tests.support.fleet import echo
+from tests.support.fleet import Gate, echo
 from tests.support.spans import Spans, parent_of, sdk, trace_of
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
@@ -183,6 +186,38 @@ async def test_a_reply_that_is_sent_again_has_the_same_bytes_and_the_trace_of_wh
     assert [one.attributes["teamturn.replayed"] for one in again if one.attributes and "process" in one.name] == [True]
 
 
+async def test_a_turn_whose_delivery_was_given_away_says_so_and_that_its_reply_was_not_sent(
+    settings: Settings, broker: TestBroker, spans: Spans
+) -> None:
+    gate = Gate()
+    async with worker_of(settings, gate.executor) as worker:
+        await broker.ask("s1", team_id="gate")
+        await eventually(lambda: bool(gate.started))
+        draining = asyncio.create_task(worker.drain())
+        await eventually(lambda: not worker.consumers.consuming)
+        gate.open.set()
+        await draining
+        send, process = await spans.one("send"), await spans.one("process")
+    assert [_of(one, "teamturn.given") for one in (process, send)] == [{"teamturn.given_away": True}] * 2
+    assert _of(process, "teamturn.status") == {"teamturn.status": "COMPLETED"}
+    assert await broker.depth("results") == 0
+
+
+async def test_requests_that_joined_a_turn_say_whose_it_was(
+    settings: Settings, broker: TestBroker, spans: Spans
+) -> None:
+    gate = Gate()
+    async with worker_of(settings, gate.executor):
+        await broker.ask("s1", "first", team_id="gate")
+        await eventually(lambda: bool(gate.started))
+        second, third = [await broker.ask("s1", name, team_id="gate", on_busy="coalesce") for name in ("2nd", "3rd")]
+        gate.open.set()
+        await broker.replies_of([second, third])
+        await eventually(lambda: len([name for name in spans.names if name.startswith("process")]) == 3)
+    said = [(_of(one, "teamturn.run"), _of(one, "teamturn.answered")) for one in spans.ended if "process" in one.name]
+    assert ({"teamturn.run.id": third}, {"teamturn.answered_by": second}) in said
+
+
 async def test_what_is_no_request_has_a_span_that_says_why_and_its_dead_letter_keeps_the_trace(
     settings: Settings, broker: TestBroker, spans: Spans
 ) -> None:
@@ -242,6 +277,20 @@ async def test_a_client_s_requests_carry_the_trace_of_whoever_asks(
     assert [parent_of(one) for one in sends] == [asking, asking]
     parents = {parent_of(one) for one in spans.ended if one.name.startswith("process")}
     assert parents == {*(trace_of(one)[1] for one in sends), None}
+
+
+async def test_a_worker_uses_the_sdk_that_its_teams_module_sets_up_and_logs_the_trace(
+    settings: Settings, broker: TestBroker, tmp_path: Path
+) -> None:
+    told = tmp_path / "spans"
+    async with worker_on(settings, teams="traced_teams:echo", TEST_SPANS=str(told)) as worker:
+        await worker.consuming()
+        replied = await _ask(broker, "echo", traceparent=TRACEPARENT)
+        await eventually(lambda: f"send {settings.prefix}.results" in told.read_text().splitlines())
+        (finished,) = worker.events("turn_finished")
+    assert replied["traceparent"].startswith(f"00-{TRACE_ID}-")
+    assert finished["trace_id"] == TRACE_ID
+    assert len(finished["span_id"]) == 16
 
 
 async def test_a_reply_to_its_address_has_a_span_without_the_address_in_its_name(

@@ -24,6 +24,10 @@ class Release:
         """The PYTHONPATH that makes a command that release's, outside of ROOT: the tests' teams are found after it."""
         return f"{self.folder}:{ROOT}"
 
+    def migrations(self) -> dict[str, str]:
+        """The text of its migrations, by their file's name."""
+        return {file.name: file.read_text() for file in sorted(self.folder.glob("sql/migrations/*.sql"))}
+
     def json_schema(self, name: str) -> dict[str, Any]:
         """The JSON Schema of a message, as the release has it."""
         found: dict[str, Any] = json.loads((self.folder / "schemas" / "json" / f"{name}.json").read_text())

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
 from aio_pika import DeliveryMode, Message
-from opentelemetry.trace import Span
 
 from schemas.errors import ErrorCode
 from schemas.replies import REPLY_TYPE, RunReply
@@ -130,7 +130,7 @@ class ReplyPublisher:
 
     async def _to_address(self, message: Message, reply_to: str, delivery: Delivery) -> bool:
         """Publish a reply where its request says. Raises Unroutable if nobody is there."""
-        with _sending(message, exchange="", routing_key=reply_to):
+        with _sending(message, delivery, exchange="", routing_key=reply_to):
             if reply_to.startswith(DIRECT):
                 return await self._direct.publish(message, reply_to, wanted=lambda: delivery.alive)
             return await self._addressed.publish(
@@ -145,7 +145,7 @@ class ReplyPublisher:
     async def _to_results(self, message: Message, request: RunRequest, delivery: Delivery) -> bool:
         # A routing key has 255 bytes, of which the kind takes a few: the id is cut, never the message.
         routing_key = str(request.target).encode()[:255].decode(errors="ignore")
-        with _sending(message, exchange=self._topology.results, routing_key=routing_key):
+        with _sending(message, delivery, exchange=self._topology.results, routing_key=routing_key):
             while True:
                 try:
                     return await self._results.publish(
@@ -161,14 +161,20 @@ class ReplyPublisher:
                     await asyncio.sleep(_UNROUTABLE_SECONDS)
 
 
-def _sending(message: Message, *, exchange: str, routing_key: str) -> AbstractContextManager[Span]:
-    return tracing.sending(
+@contextmanager
+def _sending(message: Message, delivery: Delivery, *, exchange: str, routing_key: str) -> Iterator[None]:
+    """Trace the publishing of a reply, whose headers name that trace."""
+    sending = tracing.sending(
         message.headers,
         exchange=exchange,
         routing_key=routing_key,
         message_id=message.message_id,
         body_bytes=message.body_size,
     )
+    with sending:
+        yield
+        if not delivery.alive:
+            tracing.note({"teamturn.given_away": True})  # who has the delivery now replies
 
 
 def _message(body: bytes, run_id: str | None, delivery: Delivery) -> Message:
