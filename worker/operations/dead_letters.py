@@ -58,6 +58,7 @@ def dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
         queue=_text(headers.get(QUEUE_HEADER)) or _text(death.get("queue")),
         run_id=run_id,
         session_id=known.get("session_id"),
+        user_id=known.get("user_id"),
         target_type=target_type,
         target_id=known.get(f"{target_type.value}_id") if target_type else None,
         size_bytes=len(message.body),
@@ -109,6 +110,7 @@ class Selection:
     code: str | None = None
     session_id: str | None = None
     run_id: str | None = None
+    user_id: str | None = None
     target_type: SessionType | None = None
     target_id: str | None = None
     since: datetime | None = None
@@ -120,6 +122,7 @@ class Selection:
             (self.code, letter.code),
             (self.session_id, letter.session_id),
             (self.run_id, letter.run_id),
+            (self.user_id, letter.user_id),
             (self.target_type, letter.target_type),
             (self.target_id, letter.target_id),
         )
