@@ -7,12 +7,20 @@ import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
 
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS
+
+WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
+"""Header of what came without a message_id: the client makes one up for a copy, and a message_id can be the run_id."""
+
+
+def message_id_of(message: AbstractIncomingMessage) -> str | None:
+    """Return the message_id that a message's producer gave it."""
+    return None if WITHOUT_MESSAGE_ID in (message.headers or {}) else message.message_id
 
 
 class ChannelLife:
@@ -73,6 +81,11 @@ class Delivery:
     def headers(self) -> dict[str, Any]:
         """The AMQP headers; never None."""
         return dict(self.message.headers or {})
+
+    @property
+    def message_id(self) -> str | None:
+        """The message_id that its producer gave it."""
+        return message_id_of(self.message)
 
     @property
     def published(self) -> float | None:

@@ -29,7 +29,7 @@ class Intake:
         """Sort one delivery. It doesn't wait: the order of a session is the order of these calls."""
         message = delivery.message
         try:
-            request = read_request(message.body, message.message_id, largest_bytes=self._largest_bytes)
+            request = read_request(message.body, delivery.message_id, largest_bytes=self._largest_bytes)
             self._sort(RequestDelivery(delivery, request))
         except RequestRefused as refusal:
             self._forwarder.bury(delivery, refusal)
