@@ -111,7 +111,8 @@ class _Passage:
         self._count = count
         self._held_up = held_up
         self._fence = uuid.uuid4().hex
-        self._fence_came = False
+        self._ended = False
+        """Whether what is delivered from now on is left to the next passage."""
         self._under_way: deque[tuple[DeliveredMessage, asyncio.Future[Any]]] = deque()
         self._came = asyncio.Event()
 
@@ -120,17 +121,18 @@ class _Passage:
             await self._publish(self._queue, b"", spec.Basic.Properties(headers={_FENCE: self._fence}, delivery_mode=2))
         try:
             await self._source.basic_consume(self._queue, self._received)
-            while self._under_way or not self._fence_came:
+            while self._under_way or not self._ended:
                 await self._some_come()
                 await self._settle()
             # It is not cancelled: what is delivered beyond the fence would be overtaken. The channel is closed for it.
         finally:
+            self._ended = True
             for _, confirmed in self._under_way:
                 confirmed.cancel()
 
     async def _received(self, message: DeliveredMessage) -> None:
         # It awaits nothing: the tasks are made, and begin, in the order of the deliveries.
-        if self._fence_came:
+        if self._ended:
             return
         confirmed: asyncio.Future[Any]
         fence = (message.header.properties.headers or {}).get(_FENCE)
@@ -138,7 +140,7 @@ class _Passage:
             confirmed = asyncio.create_task(self._publish(self._target(message), message.body, properties_of(message)))
         else:
             # Another one was left by who was interrupted.
-            self._fence_came |= fence == self._fence
+            self._ended = fence == self._fence
             confirmed = asyncio.get_running_loop().create_future()
             confirmed.set_result(None)
         self._under_way.append((message, confirmed))
