@@ -189,7 +189,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
         controlling = _consumers_of_control(settings, topology, control)
-        membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
+        membership = Membership(sessions.first_lane, settings)
         fleet = Fleet(membership, consumers, topology, sessions)
         fleet_readings = FleetReadings(settings.postgres_url, settings.db_schema, settings.prefix)
         await _as_startup(sessions.open())

@@ -85,6 +85,16 @@ class Topology:
         """The queue of what could not be executed."""
         return f"{self.prefix}.dead"
 
+    @property
+    def detour(self) -> str:
+        """The exchange that requests go by while the partitions change; its queues' names begin so."""
+        return f"{self.prefix}.repartition"
+
+    @property
+    def held(self) -> str:
+        """The queue of requests that are published while the partitions change."""
+        return f"{self.detour}.held"
+
     def partition(self, number: int) -> str:
         """Return the name of a request queue."""
         return f"{self.prefix}.requests.{number}"
@@ -154,8 +164,10 @@ async def check_partitions(connection: AbstractConnection, topology: Topology) -
     """Raise StartupError if the prefix has another number of request queues already.
 
     Its slots would be bound twice then, and each request be in two queues. Workers know the number from Postgres;
-    this is for who has only the broker.
+    this is for who has only the broker. So it is while they are changed.
     """
+    if await _is_changing(connection, topology):
+        raise StartupError(_changing(topology))
     numbers = range(topology.partitions + 1)
     there = [number for number in numbers if await _is_there(connection, topology.request_queue(number))]
     more = topology.partitions in there
@@ -182,13 +194,25 @@ async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
     return True
 
 
+async def _is_changing(connection: AbstractConnection, topology: Topology) -> bool:
+    return await _is_there(connection, Queue(topology.held, topology.request_queue(0).arguments))
+
+
+def _changing(topology: Topology) -> str:
+    return (
+        f"the partitions of prefix {topology.prefix!r} are being changed: finish that, teamturn topology repartition "
+        "with the same numbers"
+    )
+
+
 async def verify(connection: AbstractConnection, topology: Topology) -> list[str]:
     """Look at each exchange and queue without making any, and return a sentence for each that is wrong.
 
     Bindings can't be read over AMQP; `apply` repeats them. Of what the user may not declare, the broker tells only
     that it is there.
     """
-    return await _problems(connection, topology, declaring=True)
+    changing = [_changing(topology)] if await _is_changing(connection, topology) else []
+    return changing + await _problems(connection, topology, declaring=True)
 
 
 async def _problems(connection: AbstractConnection, topology: Topology, *, declaring: bool) -> list[str]:
