@@ -32,6 +32,19 @@ class Migration:
         found = re.search(r"^-- compatible with: (\d+)$", self.text, re.MULTILINE)
         return None if found is None else int(found[1])
 
+    @property
+    def in_no_transaction(self) -> bool:
+        """Whether it is run outside of transactions, statement by statement, and can be run again after any of them.
+
+        A line of its own says it: `-- in no transaction`. So an index is built beside those who write.
+        """
+        return re.search(r"^-- in no transaction$", self.text, re.MULTILINE) is not None
+
+    @property
+    def statements(self) -> list[str]:
+        """Its statements, where each ends a line."""
+        return [one.strip() for one in self.text.split(";\n") if one.strip()]
+
 
 def _read_migrations() -> tuple[Migration, ...]:
     found = []
@@ -107,6 +120,7 @@ STORE_SUMMARIES: Final = _read("store_summaries")
 TAKE_REPARTITION_LOCK: Final = _read("take_repartition_lock")
 TAKE_TRIAL_LOCK: Final = _read("take_trial_lock")
 UNCOUNT_ATTEMPTS: Final = _read("uncount_attempts")
+UNLOCK_MIGRATIONS: Final = _read("unlock_migrations")
 UNLOCK_SESSIONS: Final = _read("unlock_sessions")
 
 MIGRATIONS: Final = _read_migrations()

@@ -1,8 +1,5 @@
 -- Taking stored sessions away for good: by their age, and one by one.
-
--- The receipts of a session, and those that are old. Two entries more for each turn; both grow at one end or by session.
-create index receipts_of_sessions on receipts (session_id);
-create index receipts_by_age on receipts (created_at, run_id);
+-- compatible with: 10
 
 -- Whether a run of a session waits for a human who can still decide.
 create function waits_for_decision(of_session varchar) returns boolean

@@ -27,7 +27,7 @@ from tests.support.workers import WorkerProcess
 from worker.broker import connected
 from worker.executors.function import executor
 from worker.executors.turn import Turn
-from worker.fleet.view import fleet_state
+from worker.fleet.view import fleet_state, queue_depth
 from worker.intake.topology import Topology, apply
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
@@ -98,16 +98,19 @@ class Crew:
         """What each worker, by its process id, is to consume now."""
         async with self._looking:
             live = await self._database.fetch(sql.LIST_FLEET, self._settings.prefix)
-            recorded = await self._database.fetchrow(sql.READ_FLEET, self._settings.prefix)
-        owners = list(enumerate((recorded and recorded["owners"]) or ()))
+            # Not as the program reads it: the schema may be an older one.
+            owned = "select owners from fleet_assignments where prefix = $1"
+            owners = list(enumerate(await self._database.fetchval(owned, self._settings.prefix) or ()))
         return {
             int(one["worker"].rpartition(":")[2]): [number for number, owner in owners if owner == one["member"]]
             for one in live
         }
 
     async def _are_consumed(self, partitions: Iterable[int]) -> bool:
-        consumers = [one.consumers for one in (await self.state()).partitions]
-        return all(consumers[number] for number in partitions)
+        topology = Topology(prefix=self._settings.prefix, partitions=self._settings.partitions)
+        async with connected(self._settings.amqp_url, name="crew") as broker:
+            depths = [await queue_depth(broker.amqp, topology.partition(number)) for number in partitions]
+        return all(consumers for _, consumers in depths)
 
 
 def a_session_of(partition: int, settings: Settings) -> str:

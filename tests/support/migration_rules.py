@@ -25,18 +25,30 @@ def mistakes(text: str, *, last_released: int) -> list[str]:
 
     It may create tables, indexes on these or on small ones, and functions; replace functions and views; add columns
     that are null or have a constant; comment; and change the rows of new or small tables. It says that it is compatible
-    with what the last release knows, or something older.
+    with what the last release knows, or something older. Indexes on large tables are built by a migration of their own,
+    in no transaction.
     """
     found = []
     declared = re.search(r"^-- compatible with: (\d+)$", text, re.MULTILINE)
     if declared is None or int(declared[1]) > last_released:
         found.append(f"it has no line `-- compatible with: {last_released}`, or that of an older version")
     new: set[str] = set()
+    if re.search(r"^-- in no transaction$", text, re.MULTILINE):
+        return found + _wrong_outside(list(_statements(text)))
     for statement in _statements(text):
         wrong = _wrong(statement, new)
         if wrong is not None:
             found.append(f"{wrong}: {statement[:80]}")
     return found
+
+
+def _wrong_outside(statements: list[str]) -> list[str]:
+    """Outside of transactions an index is built; what is left of one that was interrupted is dropped first."""
+    for dropped, created in zip(statements[::2], statements[1::2], strict=False):
+        name = re.fullmatch(r"drop index concurrently if exists (\w+)", dropped)
+        if name is None or not re.match(rf"create (?:unique )?index concurrently {name[1]} on ", created):
+            return [f"outside of transactions it builds no index that can be begun again: {created[:80]}"]
+    return [f"a statement has nothing beside it: {statements[-1][:80]}"] if len(statements) % 2 else []
 
 
 def _wrong(statement: str, new: set[str]) -> str | None:  # noqa: PLR0911 - one return a kind of statement

@@ -70,6 +70,27 @@ def test_what_a_migration_may_not_hold(statement: str) -> None:
     assert mistakes(f"-- Good.\n-- compatible with: 10\n{statement};", last_released=10)
 
 
+INDEX = "drop index concurrently if exists by_user;\ncreate index concurrently by_user on receipts (user_id);\n"
+
+
+def test_an_index_on_a_large_table_is_built_in_no_transaction() -> None:
+    assert mistakes(f"-- compatible with: 10\n-- in no transaction\n{INDEX}", last_released=10) == []
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "create index concurrently by_user on receipts (user_id);",
+        "create index by_user on receipts (user_id);",
+        INDEX + "create index concurrently by_id on receipts (run_id);",
+        INDEX.replace("exists by_user", "exists by_id"),
+        INDEX + "drop index concurrently if exists by_id;\nupdate receipts set reply = '';",
+    ],
+)
+def test_nothing_else_is_done_in_no_transaction(statements: str) -> None:
+    assert mistakes(f"-- compatible with: 10\n-- in no transaction\n{statements}", last_released=10)
+
+
 @pytest.mark.parametrize("line", ["", "-- compatible with: 11", "-- compatible with: the last"])
 def test_a_migration_says_that_it_is_compatible_with_the_last_release(line: str) -> None:
     (mistake,) = mistakes(f"-- Good.\n{line}\ncreate table notes ();", last_released=10)

@@ -1,4 +1,4 @@
-"""Migrations: plain SQL files, applied in order in one transaction, by one program at a time.
+"""Migrations: plain SQL files, applied in order by one program at a time, in one transaction but for indexes.
 
 They are applied before the program that needs them is started, while the one before it goes on: a migration only adds,
 and waits for no lock for long (`tests/unit/test_migrations.py` has the rules). A migration says with which older
@@ -11,12 +11,20 @@ command line of their own, for what is forty lines here.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
+from typing import Final
 
 import asyncpg
 
 import sql
 from worker.errors import StartupError
+from worker.sessions.database import DRIVER_ERRORS
+
+_RETRY_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +82,18 @@ async def require_current(connection: asyncpg.Connection, schema: str) -> None:
 async def migrate(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migration, ...]:
     """Bring the schema up to date and return what was applied. Raises StartupError where Postgres refuses.
 
-    It changes all or nothing, and gives up where somebody else keeps it from a table for three seconds.
+    It changes all or nothing, and gives up where somebody else keeps it from a table for three seconds. Only indexes of
+    large tables come after that, one by one, built beside those who write.
     """
+    applied: list[sql.Migration] = []
     try:
-        async with connection.transaction():
-            await connection.execute(sql.LOCK_MIGRATIONS, schema)
-            await connection.execute(sql.LIMIT_MIGRATION_WAITS)
-            found = await connection.fetchrow(sql.FIND_SCHEMA, schema)
-            if found is None or not found["schema_exists"]:
-                # Not `if not exists`: that takes the right to make schemas, also where there is nothing to be made.
-                # A name can't be a parameter; the settings let only letters, digits and underscores through.
-                await connection.execute(f'create schema "{schema}"')
-            await connection.execute(sql.CREATE_MIGRATIONS_TABLE)
-            missing = (await schema_state(connection, schema)).missing
-            for migration in missing:
-                await connection.execute(migration.text)
-                recorded = (migration.version, migration.name, migration.compatible_with)
-                await connection.execute(sql.RECORD_MIGRATION, *recorded)
+        async with _alone(connection, schema):
+            async with connection.transaction():
+                await connection.execute(sql.LIMIT_MIGRATION_WAITS)
+                await _make_tables(connection, schema)
+                missing = (await schema_state(connection, schema)).missing
+                applied += await _apply(connection, takewhile(lambda one: not one.in_no_transaction, missing))
+            applied += await _apply(connection, missing[len(applied) :])
     except asyncpg.LockNotAvailableError as error:
         raise StartupError(
             f"the schema {schema!r} was not migrated: a long transaction keeps a table of it locked "
@@ -98,4 +101,43 @@ async def migrate(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migr
         ) from error
     except asyncpg.PostgresError as error:
         raise StartupError(f"Postgres refuses to migrate the schema {schema!r}: {error}") from error
-    return missing
+    return tuple(applied)
+
+
+@asynccontextmanager
+async def _alone(connection: asyncpg.Connection, schema: str) -> AsyncIterator[None]:
+    """Keep other programs from migrating the schema during the block."""
+    while not await connection.fetchval(sql.LOCK_MIGRATIONS, schema):  # noqa: ASYNC110 - another program has it
+        await asyncio.sleep(_RETRY_SECONDS)
+    try:
+        yield
+    finally:
+        # With a lost connection it is gone.
+        with suppress(*DRIVER_ERRORS):
+            await connection.fetchval(sql.UNLOCK_MIGRATIONS, schema)
+
+
+async def _make_tables(connection: asyncpg.Connection, schema: str) -> None:
+    found = await connection.fetchrow(sql.FIND_SCHEMA, schema)
+    if found is None or not found["schema_exists"]:
+        # Not `if not exists`: that takes the right to make schemas, also where there is nothing to be made.
+        # A name can't be a parameter; the settings let only letters, digits and underscores through.
+        await connection.execute(f'create schema "{schema}"')
+    await connection.execute(sql.CREATE_MIGRATIONS_TABLE)
+
+
+async def _apply(connection: asyncpg.Connection, migrations: Iterable[sql.Migration]) -> list[sql.Migration]:
+    applied = []
+    for migration in migrations:
+        recorded = (migration.version, migration.name, migration.compatible_with)
+        if migration.in_no_transaction:
+            for statement in migration.statements:
+                await connection.execute(statement)
+            await connection.execute(sql.RECORD_MIGRATION, *recorded)
+        else:
+            async with connection.transaction():
+                await connection.execute(sql.LIMIT_MIGRATION_WAITS)
+                await connection.execute(migration.text)
+                await connection.execute(sql.RECORD_MIGRATION, *recorded)
+        applied.append(migration)
+    return applied

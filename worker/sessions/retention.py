@@ -68,12 +68,12 @@ async def prune(connection: asyncpg.Connection, old: Old, *, batch: int) -> Asyn
         after = (page[-1]["created_at"], page[-1]["session_id"])
         gone += await _pruned(connection, [record["session_id"] for record in page], old.before)
         yield gone
-    last: tuple[Any, Any] = (None, None)
+    last: str | None = None
     while True:
-        looked = await connection.fetchrow(sql.PRUNE_RECEIPTS, *old.arguments, *last, _RECEIPTS_AT_ONCE)
+        looked = await connection.fetchrow(sql.PRUNE_RECEIPTS, *old.arguments, last, _RECEIPTS_AT_ONCE)
         if looked is None or looked["last_run_id"] is None:
             break
-        last = (looked["last_created_at"], looked["last_run_id"])
+        last = looked["last_run_id"]
         gone += Pruned(receipts=looked["receipts"], bytes=looked["bytes"])
     if old.of_anybody:
         left = await connection.fetchrow(sql.PRUNE_JOURNAL, old.before)
