@@ -87,7 +87,8 @@ class ErrorCode(StrEnum):
     """The run was started TEAMTURN_MAX_ATTEMPTS times, and its worker died each time before a step was recorded. The
     request is in {prefix}.dead as well."""
     SESSION_DELETED = "session_deleted"
-    """The session was deleted while the turn ran; it stays deleted."""
+    """The session was deleted while the turn ran; it stays deleted. Or it was deleted since, and its answers with it: a
+    request that is delivered again gets this."""
 
 
 def read_code(value: object) -> object:

@@ -26,7 +26,7 @@ from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
-from worker.intake.topology import Topology, apply, check_partitions
+from worker.intake.topology import Topology, check_partitions, ensure
 from worker.operations import tracing
 from worker.operations.gauges import Gauges, Reading
 from worker.operations.health import Condition
@@ -189,7 +189,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
         controlling = _consumers_of_control(settings, topology, control)
-        membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
+        membership = Membership(sessions.first_lane, settings)
         fleet = Fleet(membership, consumers, topology, sessions)
         fleet_readings = FleetReadings(settings.postgres_url, settings.db_schema, settings.prefix)
         await _as_startup(sessions.open())
@@ -282,7 +282,7 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         if first_start:
             # Postgres is new to the prefix, RabbitMQ may not be.
             await check_partitions(broker.amqp, topology)
-        await apply(broker.amqp, topology)
+        await ensure(broker.amqp, topology)
     return locks
 
 

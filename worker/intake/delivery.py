@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
 from opentelemetry.trace import Span
@@ -16,6 +16,14 @@ from opentelemetry.trace import Span
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS
 from worker.operations import tracing
+
+WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
+"""Header of what came without a message_id: the client makes one up for a copy, and a message_id can be the run_id."""
+
+
+def message_id_of(message: AbstractIncomingMessage) -> str | None:
+    """Return the message_id that a message's producer gave it."""
+    return None if WITHOUT_MESSAGE_ID in (message.headers or {}) else message.message_id
 
 
 class ChannelLife:
@@ -76,6 +84,11 @@ class Delivery:
     def headers(self) -> dict[str, Any]:
         """The AMQP headers; never None."""
         return dict(self.message.headers or {})
+
+    @property
+    def message_id(self) -> str | None:
+        """The message_id that its producer gave it."""
+        return message_id_of(self.message)
 
     @property
     def published(self) -> float | None:

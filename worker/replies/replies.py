@@ -120,7 +120,7 @@ class ReplyPublisher:
         reply_to = delivery.message.reply_to
         if not reply_to or not self._addresses.allowed(reply_to):
             return delivery.alive
-        known = known_ids(delivery.message.body, delivery.message.message_id, largest_bytes=self._largest_bytes)
+        known = known_ids(delivery.message.body, delivery.message_id, largest_bytes=self._largest_bytes)
         body = body_of(unreadable(known, refusal.code, refusal.message, now=now))
         try:
             return await self._to_address(_message(body, known.get("run_id"), delivery), reply_to, delivery)

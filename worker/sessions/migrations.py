@@ -80,8 +80,11 @@ async def migrate(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migr
         async with connection.transaction():
             await connection.execute(sql.LOCK_MIGRATIONS, schema)
             await connection.execute(sql.LIMIT_MIGRATION_WAITS)
-            # A name can't be a parameter; the settings let only letters, digits and underscores through.
-            await connection.execute(f'create schema if not exists "{schema}"')
+            found = await connection.fetchrow(sql.FIND_SCHEMA, schema)
+            if found is None or not found["schema_exists"]:
+                # Not `if not exists`: that takes the right to make schemas, also where there is nothing to be made.
+                # A name can't be a parameter; the settings let only letters, digits and underscores through.
+                await connection.execute(f'create schema "{schema}"')
             await connection.execute(sql.CREATE_MIGRATIONS_TABLE)
             missing = (await schema_state(connection, schema)).missing
             for migration in missing:
