@@ -1,5 +1,4 @@
 -- A change of a prefix's partitions and prefetch, by `teamturn topology repartition`.
--- compatible with: 10
 
 -- What the change is to, and how far it is: `gathering` the requests of the old queues, or `spreading` them over the new
 -- ones. Null: none is under way. It is here that an interrupted change goes on.

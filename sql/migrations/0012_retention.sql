@@ -1,5 +1,4 @@
 -- Taking stored sessions away for good: by their age, and one by one.
--- compatible with: 10
 
 -- The receipts of a session, and those that are old. Two entries more for each turn; both grow at one end or by session.
 create index receipts_of_sessions on receipts (session_id);
