@@ -80,6 +80,39 @@ def test_every_message_that_the_last_release_takes_is_taken(last_release: Releas
     assert narrowings(last_release.json_schema(message), json_schemas()[message]) == []
 
 
+def unreadable(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """A line for each thing that a consumer of the old schema relies on and `new` messages have not, or otherwise.
+
+    New fields, kinds of messages and values of an enumeration are none: consumers are told to expect them.
+    """
+    old, new = _without_enumerations(old), _without_enumerations(new)
+    found = []
+    for name, before in ({"$": old} | old["$defs"]).items():
+        after = new if name == "$" else new["$defs"].get(name, {})
+        gone = before.get("properties", {}).keys() - after.get("properties", {}).keys()
+        found += [f"{name}.{field} is missing" for field in sorted(gone)]
+        if "properties" in before:
+            roots = ({"$defs": root["$defs"]} for root in (new, old))
+            found += narrowings(*(one | root for one, root in zip((after, before), roots, strict=True)))
+    return found
+
+
+def _without_enumerations(schema: Any) -> Any:
+    match schema:
+        case dict():
+            return {key: _without_enumerations(value) for key, value in schema.items() if key != "enum"}
+        case list():
+            return [_without_enumerations(item) for item in schema]
+        case _:
+            return schema
+
+
+@pytest.mark.parametrize("message", ["run_reply", "run_event", "dead_letter_headers"])
+def test_consumers_of_the_last_release_can_read_what_is_sent(last_release: Release, message: str) -> None:
+    old = {"$defs": {}} | last_release.json_schema(message)
+    assert unreadable(old, {"$defs": {}} | json_schemas()[message]) == []
+
+
 def _change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(schema: dict[str, Any]) -> None:
         *parts, last = path.split("/")
@@ -127,6 +160,23 @@ def test_a_schema_that_takes_less_is_found(case: str) -> None:
     new = copy.deepcopy(old)
     NARROWER[case](new)
     assert narrowings(old, new)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _change("properties/turn", ...),
+        _change("properties/turn/anyOf", [{"type": "integer"}, {"type": "null"}, {"type": "string"}]),
+        _change("$defs/RunMetrics/properties/duration/type", "string"),
+        _change("$defs/MemberResponse/properties/content", ...),
+    ],
+    ids=["a field is gone", "a value may be text, too", "a type is another", "a part's field is gone"],
+)
+def test_a_reply_that_a_consumer_can_t_read_is_found(change: Callable[[dict[str, Any]], None]) -> None:
+    old = json_schemas()["run_reply"]
+    new = copy.deepcopy(old)
+    change(new)
+    assert unreadable(old, new)
 
 
 @pytest.mark.parametrize("case", WIDER)
