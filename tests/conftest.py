@@ -13,6 +13,8 @@ from pydantic import SecretStr
 from yarl import URL
 
 from tests.support.broker import TestBroker
+from tests.support.databases import Databases
+from tests.support.releases import Release, unpacked
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
 from worker.sessions.migrations import migrate
@@ -65,6 +67,12 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="session")
+def last_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The last version that was released, beside this one."""
+    return unpacked(tmp_path_factory.mktemp("last"))
+
+
+@pytest.fixture(scope="session")
 def template(sandbox: Sandbox) -> str:
     """The name of a migrated, empty database to clone."""
     name = f"{_TEMPLATE}_{uuid.uuid4().hex[:8]}"
@@ -82,17 +90,17 @@ def template(sandbox: Sandbox) -> str:
     return name
 
 
+@pytest.fixture(scope="session")
+def databases(sandbox: Sandbox, template: str) -> Databases:
+    """Where the tests' databases come from."""
+    return Databases(sandbox.postgres_url, template)
+
+
 @pytest.fixture
-async def postgres_url(sandbox: Sandbox, template: str) -> AsyncIterator[str]:
+async def postgres_url(databases: Databases) -> AsyncIterator[str]:
     """The URL of a migrated database of the test's own."""
-    name = f"teamturn_{uuid.uuid4().hex[:12]}"
-    admin = await asyncpg.connect(sandbox.postgres_url)
-    await admin.execute(f'create database "{name}" template "{template}"')
-    try:
-        yield str(URL(sandbox.postgres_url).with_path(f"/{name}"))
-    finally:
-        await admin.execute(f'drop database "{name}" with (force)')
-        await admin.close()
+    async with databases.lent() as url:
+        yield url
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Final, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.certificates import OF_AMQP
 from worker.errors import StartupError
 
 ENV_PREFIX: Final = "TEAMTURN_"
@@ -29,6 +30,9 @@ def _amqp_url(value: SecretStr) -> SecretStr:
     _check_parts(value.get_secret_value())
     if len(hosts_of(value.get_secret_value())) > 1:
         raise ValueError("it must name one server")
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme == "amqp" and OF_AMQP & dict(parse_qsl(parts.query)).keys():
+        raise ValueError("it names certificates, and amqp:// is not encrypted: amqps:// is")
     return value
 
 
@@ -107,6 +111,7 @@ class Settings(BaseSettings):
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
     log_content: bool = False
+    trace_content: bool = False
 
     @property
     def turn_limit(self) -> timedelta:

@@ -61,6 +61,7 @@ from worker.executors.registry import Executors
 from worker.executors.turn import Executor, Turn
 from worker.intake.delivery import Delivery, RequestDelivery
 from worker.measures import UNMEASURED, Measures, Tried
+from worker.operations.tracing import Stretch, note
 from worker.replies.answers import Timing
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -74,6 +75,7 @@ from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.pausing import with_pauses
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
+from worker.turns.spans import attempted, invoking, processing
 from worker.turns.starts import begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
 from worker.turns.telling import PublishEvent, tell_answer
 
@@ -137,9 +139,11 @@ class TurnTaker:
             await asyncio.wait([received.judged])
         if received.settled:
             return
-        with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
+        with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1), processing(received):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
+            if not received.alive:
+                note({"teamturn.given_away": True})
             if answer is None and received.outlived:
                 await outlived(self._sessions, received)
             if answer is not None:
@@ -168,7 +172,7 @@ class TurnTaker:
     async def _answered_under(
         self, hold: Hold, run: Run, received: RequestDelivery, executor: Executor | None
     ) -> _Answer | None:
-        request, tries = received.request, 0
+        request, tries, claiming = received.request, 0, Stretch("claim")
         while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
                 # Somebody writes the session all the time, without its lock; each try would cost model calls.
@@ -184,6 +188,7 @@ class TurnTaker:
                     ) as claimed,
                 ):
                     await hold.release()
+                    claiming.end({"teamturn.tries": tries + 1})
                     with hold.over(claimed):
                         answer = await self._settled(claimed, run, received, executor)
                     self._kept.drop(request)
@@ -202,6 +207,7 @@ class TurnTaker:
             await asyncio.sleep(_BACK_OFF_SECONDS[min(tries, len(_BACK_OFF_SECONDS) - 1)])
             tries += 1
             self._measures.retried(Tried.CLAIM)
+            claiming.begin()
         return None
 
     async def _settled(
@@ -223,6 +229,7 @@ class TurnTaker:
                 _log.info(
                     "turn_replayed", target=str(claimed.request.target), redelivered=received.delivery.redelivered
                 )
+                note({"teamturn.replayed": True})
                 tell_answer(self._publish, claimed.request, reply, again=True)
                 return self._replayed(reply, received.delivery)
             case Refuse() as refusal:
@@ -276,10 +283,15 @@ class TurnTaker:
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=begun):
-                with run.attempted(turn.steps.journal), self._measured(turn, request.target):
+                with (
+                    run.attempted(turn.steps.journal),
+                    self._measured(turn, request.target),
+                    invoking(executor, turn) as invoked,
+                ):
                     outcome = await attempt(
                         executor, turn, limit=self._limit, now=claim.database_time, deadline=claimed.asked.deadline
                     )
+                    attempted(invoked, turn, outcome)
         return turn, outcome
 
     @contextmanager
@@ -307,7 +319,9 @@ class TurnTaker:
     def _replayed(self, body: bytes, delivery: Delivery) -> _Answer:
         """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
         reply = from_json(body)
-        if delivery.redelivered or reply.get("answered_by") is None:
+        if (answered_by := reply.get("answered_by")) is not None:
+            note({"teamturn.answered_by": answered_by})
+        if delivery.redelivered or answered_by is None:
             self._measures.replayed()  # else it joined a turn, and finds its answer there for the first time
         before = given_up_before(body) if delivery.redelivered else None
         return _Answer(body, of_turn=reply["status"] != RunStatus.REJECTED, given_up=before)

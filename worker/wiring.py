@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -26,7 +26,8 @@ from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
-from worker.intake.topology import Topology, apply, check_partitions
+from worker.intake.topology import Topology, check_partitions, ensure
+from worker.operations import tracing
 from worker.operations.gauges import Gauges, Reading
 from worker.operations.health import Condition
 from worker.operations.loop_lag import measure_loop_lag
@@ -139,6 +140,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
     locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
+        if tracing.installed():
+            stack.enter_context(_models_traced(settings))
         metrics = Metrics(executors)
         sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks, measures=metrics)
         publisher_named = partial(_publisher, settings, topology, metrics)
@@ -186,7 +189,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
         controlling = _consumers_of_control(settings, topology, control)
-        membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
+        membership = Membership(sessions.first_lane, settings)
         fleet = Fleet(membership, consumers, topology, sessions)
         fleet_readings = FleetReadings(settings.postgres_url, settings.db_schema, settings.prefix)
         await _as_startup(sessions.open())
@@ -234,6 +237,13 @@ def _publisher(settings: Settings, topology: Topology, metrics: Metrics, name: s
     return Publisher(settings.amqp_url, topology, name=application_name(name), measures=metrics)
 
 
+def _models_traced(settings: Settings) -> AbstractContextManager[None]:
+    # A worker of plain functions needs no model libraries.
+    from worker.team.instrumentation import models_traced  # noqa: PLC0415
+
+    return models_traced(content=settings.trace_content)
+
+
 def _consumers_of_control(settings: Settings, topology: Topology, control: Control) -> Consumers:
     """Return what brings control messages in, over a connection of its own: requests may keep theirs busy."""
     consumers = Consumers(
@@ -272,7 +282,7 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         if first_start:
             # Postgres is new to the prefix, RabbitMQ may not be.
             await check_partitions(broker.amqp, topology)
-        await apply(broker.amqp, topology)
+        await ensure(broker.amqp, topology)
     return locks
 
 

@@ -156,7 +156,7 @@ class Scene:
 
 @asynccontextmanager
 async def under_load(
-    sandbox: Sandbox, template: str, *, amqp_url: str | None = None, team_id: str = "unhurried", ahead: int = 5
+    sandbox: Sandbox, template: str | None, *, amqp_url: str | None = None, team_id: str = "unhurried", ahead: int = 5
 ) -> AsyncIterator[Scene]:
     """A database and a prefix of its own, and requests that wait for the first worker."""
     async with AsyncExitStack() as stack:

@@ -13,8 +13,10 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import attach, detach
 
 from worker.operations.logging import Redaction, configure_logging, secrets_in
+from worker.operations.tracing import context_of
 
 _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
 
@@ -152,6 +154,22 @@ def test_what_a_turn_binds_is_in_its_events_and_in_libraries_records(lines: Call
     ours, theirs = map(_event, written())
     assert ours["run_id"] == theirs["run_id"] == "r1"
     assert theirs["event"] == "theirs: 5"
+
+
+def test_what_is_logged_within_a_trace_says_which(lines: Callable[..., Log]) -> None:
+    written = lines()
+    parent = context_of({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+    assert parent is not None
+    token = attach(parent)
+    try:
+        structlog.get_logger().info("ours")
+        logging.getLogger("asyncpg").warning("theirs")
+    finally:
+        detach(token)
+    structlog.get_logger().info("after")
+    ours, theirs, after = map(_event, written())
+    assert {(one["trace_id"], one["span_id"]) for one in (ours, theirs)} == {("a" * 32, "b" * 16)}
+    assert "trace_id" not in after
 
 
 def test_an_exception_is_in_the_line_of_its_event_without_the_secret_in_its_text(lines: Callable[..., Log]) -> None:

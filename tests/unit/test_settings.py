@@ -32,6 +32,7 @@ _DEFAULTS = {
     "HTTP_PORT": 8080,
     "LOG_LEVEL": "info",
     "LOG_CONTENT": False,
+    "TRACE_CONTENT": False,
 }
 _OTHERS = {
     "AMQP_URL": ("amqps://u:p@rabbit.example:5671/vhost", "amqps://u:p@rabbit.example:5671/vhost"),
@@ -49,6 +50,7 @@ _OTHERS = {
     "HTTP_PORT": ("0", 0),
     "LOG_LEVEL": ("WARNING", "warning"),
     "LOG_CONTENT": ("true", True),
+    "TRACE_CONTENT": ("true", True),
 }
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -36,6 +36,7 @@ from pydantic_core import from_json, to_json
 from schemas.errors import ErrorCode
 from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed
 from worker.executors.state_changes import StateChange, kept_change
+from worker.operations import tracing
 
 MAX_STEP_BYTES: Final = 16 * 2**20
 """Of one record: everything else on the lane waits while it is written."""
@@ -46,6 +47,8 @@ STORED_ATTEMPT: Final = 0
 """Of steps of a paused run, which another one goes on with: what they changed in the state is stored."""
 GIVEN_BACK_ATTEMPT: Final = -1
 """Of steps of a run that went on with a paused one and failed: what they changed is not stored."""
+
+_LONGEST_SPAN_NAME_CHARACTERS: Final = 100
 
 _AROUND: ContextVar[tuple[object, ...]] = ContextVar("steps around", default=())
 """The steps in the making that the running code is part of: a tool can make steps of its own."""
@@ -98,6 +101,8 @@ class Asked:
     """Whether its failure is recorded; else it is made again by whoever asks again."""
     tokens: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)
     """What a result used: tokens read and written."""
+    name: str = ""
+    """What the key is made of: the name that the call has in its part of the turn."""
 
 
 Write = Callable[[Sequence[StepRecord]], Awaitable[None]]
@@ -216,7 +221,7 @@ class Journal:
             return self._again(found, state())
         if not asked.repeatable and found is not None:
             await self._stop(StepUncertain(f"{asked.key} was started before, and nobody knows whether it took effect"))
-        with self._in_the_making():
+        with self._in_the_making(), _told(asked):
             return await self._made(asked, make)
 
     async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
@@ -363,6 +368,12 @@ class Journal:
         self._making.difference_update(steps)
         if not self._making:
             self._nothing_made.set()
+
+
+def _told(asked: Asked) -> AbstractContextManager[object]:
+    """Open the span of a step that is made. Its name leaves out what is another in each call: an id, a digest."""
+    name = asked.name.partition("@")[0].rpartition("/")[2][:_LONGEST_SPAN_NAME_CHARACTERS]
+    return tracing.span(f"step {name}".strip(), {"teamturn.step.key": asked.key})
 
 
 def _described(error: Exception) -> dict[str, JsonValue]:

@@ -41,7 +41,7 @@ class Intake:
         if delivery.redelivered:
             self._measures.redelivered()
         try:
-            request = read_request(message.body, message.message_id, largest_bytes=self._largest_bytes)
+            request = read_request(message.body, delivery.message_id, largest_bytes=self._largest_bytes)
             self._sort(RequestDelivery(delivery, request))
         except RequestRefused as refusal:
             self._forwarder.bury(delivery, refusal)

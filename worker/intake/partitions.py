@@ -21,7 +21,7 @@ from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import unlimited
 from worker.intake.delivery import ChannelLife, Delivery
-from worker.intake.topology import Topology, apply
+from worker.intake.topology import Topology, ensure
 from worker.measures import UNMEASURED, Measures, Tried
 
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -199,7 +199,7 @@ class Consumers:
                 _log.warning("consumer_failed", queue=queue, reason=f"{type(error).__name__}: {error}"[:300])
                 with suppress(BrokerUnavailable, StartupError, *BROKER_ERRORS), strays_told():
                     # The queue may be gone: somebody deleted it, or the broker lost its disk.
-                    await apply(connection.amqp, self._topology)
+                    await ensure(connection.amqp, self._topology)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)]):
                     await given_up.wait()

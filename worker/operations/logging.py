@@ -1,6 +1,7 @@
 """Logs: structlog, one event a line; JSON when standard error is not a terminal.
 
-A turn binds run_id, session_id and attempt once, as context variables of its task. Libraries' own records
+A turn binds run_id, session_id and attempt once, as context variables of its task; what is logged within a trace has
+its trace_id and span_id. Libraries' own records
 (aio-pika, asyncpg, pydantic-ai) go through the same renderer. Secrets are cut out of the rendered line, wherever
 in it they stand: an exception's text is somebody else's.
 
@@ -23,6 +24,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 from worker.operations.tracebacks import traceback_without_texts
+from worker.operations.tracing import with_trace
 
 _SECRET_NAME: Final = re.compile(
     r"(key|token|secret|password|passwd|passphrase|authorization"
@@ -111,6 +113,7 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
     redact = Redaction(secrets_in(os.environ))
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]

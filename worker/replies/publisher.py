@@ -22,7 +22,7 @@ from worker.broker import BROKER_ERRORS, BrokerConnection, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import unlimited
-from worker.intake.topology import Topology, apply
+from worker.intake.topology import Topology, ensure
 from worker.measures import UNMEASURED, Measures, Tried
 from worker.patience import answered_within
 
@@ -191,7 +191,7 @@ class Publisher:
                 self._largest_bytes = sys.maxsize
             if self._doubtful:
                 # An exchange or a queue may be what is missing.
-                await apply(self._connection.amqp, self._topology)
+                await ensure(self._connection.amqp, self._topology)
                 self._doubtful = False
             if self._channel is None or self._channel.is_closed:
                 # Kept: its end is what closes the channel.

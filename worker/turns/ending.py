@@ -17,10 +17,12 @@ from worker.executors.batches import cut
 from worker.executors.pauses import PauseRules
 from worker.executors.turn import Executor, Turn, TurnContext, text_of
 from worker.measures import UNMEASURED, Measures
+from worker.operations import tracing
 from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
 from worker.sessions.store import Answer, ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
 from worker.turns.poison import is_given_up
+from worker.turns.spans import answered
 
 LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
@@ -47,6 +49,7 @@ class Ending:
         # What is not stored is made again for a redelivery: from the message alone, not from the clock.
         now = time.time() if refusal.stored else published or 0.0
         reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
+        answered(reply)
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)
@@ -58,6 +61,7 @@ class Ending:
         _log.info("turn_cancelled", target=str(claimed.request.target), started=False)
         message = "the run was cancelled before it was started"
         reply = rejected(claimed.request, ErrorCode.CANCELLED, message, now=time.time(), status=RunStatus.CANCELLED)
+        answered(reply)
         body = body_of(reply)
         await claimed.keep_answer(reply, body)
         self._count(claimed, reply)
@@ -106,6 +110,7 @@ class Ending:
         if not is_given_up(reply):
             seconds, queued_seconds = reply.metrics.duration, reply.metrics.queue_time
             self._measures.executed(request.target, seconds=seconds, queued_seconds=queued_seconds)
+        answered(reply)
         return reply, body
 
     @staticmethod
@@ -141,14 +146,15 @@ class Ending:
         )
         sent = self._to_send(reply)
         try:
-            await claimed.commit(
-                reply,
-                body_of(sent),
-                left,
-                others=self._others(claimed, sent),
-                pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
-                size_bytes=len(body),
-            )
+            with tracing.span("commit"):
+                await claimed.commit(
+                    reply,
+                    body_of(sent),
+                    left,
+                    others=self._others(claimed, sent),
+                    pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
+                    size_bytes=len(body),
+                )
         except SessionDeleted as error:
             sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
             await claimed.keep_answer(sent, body_of(sent), self._others(claimed, sent))
