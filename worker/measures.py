@@ -1,7 +1,7 @@
 """What a worker counts and measures of itself, by what has happened: a method each, called where it happens.
 
 Measures itself tells nobody: it is what the parts of a worker have by default. worker.operations.metrics has it told to
-Prometheus. Each call costs about a microsecond, waits for nothing and never fails.
+Prometheus. Each call costs less than a microsecond, waits for nothing and never fails.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tests.support.own_servers import own_postgres, own_rabbitmq
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, environment_of, run_command
 from worker.client import RunClient
+from worker.fleet.readings import FleetReadings
 from worker.sandbox.postgres import PostgresNode
 from worker.sandbox.rabbitmq import RabbitmqNode
 from worker.settings import Settings
@@ -130,6 +131,12 @@ def a_request(text: str = "hello", *, team_id: str = "echo", **fields: object) -
 
 
 # --- a worker with these rights, and those who talk to it ---
+
+
+async def test_a_worker_sees_its_fleet(place: Place) -> None:
+    readings = FleetReadings(place.settings.postgres_url, SCHEMA, PREFIX)
+    await readings.look()
+    assert None not in astuple(readings.last)
 
 
 async def test_a_turn_is_taken_streamed_and_answered(place: Place) -> None:

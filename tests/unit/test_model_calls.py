@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from agno.session.summary import SessionSummaryManager
 from pydantic_ai.messages import ModelResponse, TextPart
 from pydantic_ai.usage import RequestUsage
 
+from tests.unit.agno_objects import Scripted
 from tests.unit.books import Book
 from tests.unit.models import member, responses, says, tasks, text
 from tests.unit.test_agno_journal import World as AgnoWorld
 from tests.unit.test_summaries import run_of, writer_of
+from worker.agno.summaries import AgnoSummarizer
 from worker.executors.model_calls import ModelCall, model_calls_told, tell_model_call
 from worker.team.prices import tell_response
 from worker.team.team import Team
@@ -71,6 +74,12 @@ async def test_what_agno_s_models_use_is_told_as_well(calls: list[ModelCall], tr
 async def test_the_writing_of_a_summary_is_told(calls: list[ModelCall]) -> None:
     await writer_of(says("short")).summarize(None, [run_of()])
     assert calls == [ModelCall("told", 10, 2)]
+
+
+async def test_so_is_that_of_agno_s_own_manager(calls: list[ModelCall]) -> None:
+    manager = SessionSummaryManager(model=Scripted('{"summary": "short", "topics": []}', tokens=(30, 3)))
+    await AgnoSummarizer(manager).summarize(None, [run_of()])
+    assert calls == [ModelCall("scripted", 30, 3)]
 
 
 def test_a_known_model_has_a_price_and_cached_tokens_theirs(calls: list[ModelCall]) -> None:

@@ -6,10 +6,10 @@ models the first fifty, everything else an enum's, and what is none of them is `
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -20,6 +20,7 @@ from schemas.ids import Target
 from schemas.replies import RunStatus
 from worker.executors.model_calls import ModelCall
 from worker.measures import CommitRefusal, Measures, Tried
+from worker.operations.histograms import Histograms
 from worker.operations.probes import Answer
 
 OTHER: Final = "other"
@@ -45,17 +46,17 @@ class Metrics(Measures):
         self._turns = _Counters(
             "teamturn_turns", "Requests answered, refused ones included.", ("target", "status", "code"), registry
         )
-        self._execution = _Histograms(
-            "teamturn_turn_seconds", "Execution of a turn.", "target", registry, buckets=_EXECUTION
+        self._execution = Histograms(
+            "teamturn_turn_seconds", "Execution of a turn.", registry, buckets=_EXECUTION, label="target"
         )
-        self._queue = Histogram(
-            "teamturn_queue_seconds", "From the request's publishing to its start.", buckets=_WAIT, registry=registry
-        )
-        self._claim = Histogram("teamturn_claim_seconds", "One claim.", buckets=_SERVERS, registry=registry)
-        self._commit = Histogram("teamturn_commit_seconds", "One commit.", buckets=_SERVERS, registry=registry)
-        self._reply = Histogram(
-            "teamturn_reply_seconds", "From the stored answer to its confirm.", buckets=_SERVERS, registry=registry
-        )
+        self._queue = Histograms(
+            "teamturn_queue_seconds", "From the request's publishing to its start.", registry, buckets=_WAIT
+        ).of()
+        self._claim = Histograms("teamturn_claim_seconds", "One claim.", registry, buckets=_SERVERS).of()
+        self._commit = Histograms("teamturn_commit_seconds", "One commit.", registry, buckets=_SERVERS).of()
+        self._reply = Histograms(
+            "teamturn_reply_seconds", "From the stored answer to its confirm.", registry, buckets=_SERVERS
+        ).of()
         self._tokens = _Counters(
             "teamturn_tokens", "Tokens that models counted.", ("target", "model", "direction"), registry
         )
@@ -74,10 +75,10 @@ class Metrics(Measures):
             registry,
             [*DEAD_LETTERED, ErrorCode.ATTEMPTS_EXHAUSTED],
         )
-        self._rows = _Histograms("teamturn_batch_rows", "Rows in one statement.", "statement", registry, buckets=_ROWS)
-        self._lag = Histogram(
-            "teamturn_event_loop_lag_seconds", "How late a timer came.", buckets=_LAG, registry=registry
+        self._rows = Histograms(
+            "teamturn_batch_rows", "Rows in one statement.", registry, buckets=_ROWS, label="statement"
         )
+        self._lag = Histograms("teamturn_event_loop_lag_seconds", "How late a timer came.", registry, buckets=_LAG).of()
 
     def page(self) -> Answer:
         """Answer a scrape, in Prometheus's text format."""
@@ -183,23 +184,6 @@ class _Counters:
         child = self._children.get(values)
         if child is None:
             child = self._children[values] = self._counter.labels(*values)
-        return child
-
-
-class _Histograms:
-    """A histogram with a label, each of whose children is looked up once, and not there before it has something."""
-
-    def __init__(
-        self, name: str, meaning: str, label: str, registry: CollectorRegistry, *, buckets: Sequence[float]
-    ) -> None:
-        self._histogram = Histogram(name, meaning, (label,), buckets=buckets, registry=registry)
-        self._children: dict[str, Histogram] = {}
-
-    def of(self, value: str) -> Histogram:
-        """Return the one with this value of the label."""
-        child = self._children.get(value)
-        if child is None:
-            child = self._children[value] = self._histogram.labels(value)
         return child
 
 

@@ -13,7 +13,7 @@ from worker.measures import UNMEASURED, Measures, Tried
 
 _RETRY_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0)
 
-_TOLD_AT_FIRST: Final = 3
+_TOLD_AT_FIRST: Final = 4
 _TOLD_EVERY_TRIES: Final = 12
 """About once a minute: Postgres may be full for long."""
 
