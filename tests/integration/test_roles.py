@@ -192,6 +192,8 @@ async def test_a_consumer_reads_the_results_and_an_operator_edits_the_sessions(p
     assert (code, json.loads(out)["session_data"]["session_name"]) == (0, "Groceries")
     assert len(await asyncio.to_thread(runs_as_agno_sees_them, place.postgres("reader"), session)) == 1
     assert (await place.teamturn("operator", "sessions", "delete", session, "--yes"))[0] == 0
+    code, _, err = await place.teamturn("operator", "sessions", "prune", "--older-than", "1d", "--yes")
+    assert (code, err) == (0, "")
     assert (await place.teamturn("reader", "sessions", "list", "--json"))[1].count(session) == 0
 
 
