@@ -102,7 +102,7 @@ async def make_users(node: RabbitmqNode) -> None:
     passwords = {f"{role}_PASSWORD": PASSWORD for role in roles}
     program = node._binaries.server.with_name("rabbitmqctl")
     environment = node._env | passwords | {"PREFIX": PREFIX, "RABBITMQCTL": str(program)}
-    await ran(ROOT / "deploy" / "roles" / "rabbitmq.sh", environment=environment)
+    await ran(ROOT / "deploy" / "roles" / "rabbitmq.sh", environment=environment, cwd=node._home)
 
 
 async def make_roles(server: PostgresNode) -> None:
@@ -113,10 +113,11 @@ async def make_roles(server: PostgresNode) -> None:
     await ran(psql, server.url, "-q", "-v", f"schema={SCHEMA}", "-f", script, environment=dict(os.environ))
 
 
-async def ran(*words: str | Path, environment: dict[str, str]) -> None:
+async def ran(*words: str | Path, environment: dict[str, str], cwd: Path = ROOT) -> None:
     process = await asyncio.create_subprocess_exec(
         *words,
         env=environment,
+        cwd=cwd,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
