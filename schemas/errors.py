@@ -79,7 +79,7 @@ class ErrorCode(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     """The model kept giving output or tool calls that don't validate."""
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
-    """The run reached its limit of requests, tokens, tool calls or cost."""
+    """The run reached its limit of requests, tokens, tool calls or cost, or that of steps that it may record."""
     STEP_UNCERTAIN = "step_uncertain"
     """A call that must not be made twice was started by a worker that died before it was recorded: nobody knows whether
     it took effect."""

@@ -31,7 +31,11 @@ p=$(printf '%s' "$prefix" | sed 's/[.]/\\./g')
 case ${1:-} in -h | --help) usage; exit 0 ;; esac
 [ $# -gt 0 ] || set -- owner worker producer gateway consumer operator
 
-existing=$("$ctl" --quiet list_users)
+# Text as JSON has it; what a control character would be has no place in a name or a password.
+quoted() { printf '"%s"' "$(printf '%s' "$1" | tr -d '[:cntrl:]' | sed 's/[\\"]/\\&/g')"; }
+
+existing=$("$ctl" --quiet list_users | cut -f1)
+users='' permissions=''
 
 for role do
   # What may be declared, written to and read from. Private reply queues have names that the server makes up: amq.gen-…; the
@@ -69,11 +73,23 @@ for role do
       ;;
   esac
   user=$names-$role
-  if ! printf '%s\n' "$existing" | cut -f1 | grep -Fqx -- "$user"; then
+  if ! printf '%s\n' "$existing" | grep -Fqx -- "$user"; then
     [ -n "$password" ] || password=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
-    # By standard input: a word of a command can be seen by every user of the machine.
-    printf '%s\n' "$password" | "$ctl" --quiet add_user "$user"
+    users="$users${users:+,}{\"name\": $(quoted "$user"), \"password\": $(quoted "$password"), \"tags\": \"\"}"
   fi
-  "$ctl" --quiet set_permissions -p "$vhost" "$user" "$configure" "$write" "$read"
+  permissions="$permissions${permissions:+,}{\"user\": $(quoted "$user"), \"vhost\": $(quoted "$vhost"),
+    \"configure\": $(quoted "$configure"), \"write\": $(quoted "$write"), \"read\": $(quoted "$read")}"
   printf '%s: configure %s write %s read %s\n' "$user" "$configure" "$write" "$read"
 done
+
+# In a file that is its user's alone: a word of a command can be seen by every user of the machine, Debian's rabbitmqctl has a shell
+# read its words again, and standard input is never read to its end by that of RabbitMQ 4.0 on Erlang 27.
+umask 077
+definitions=$(mktemp)
+trap 'rm -f "$definitions"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+printf '{"users": [%s], "permissions": [%s]}\n' "$users" "$permissions" >"$definitions"
+# Run by root, Debian's rabbitmqctl becomes the user rabbitmq.
+[ "$(id -u)" -ne 0 ] || chown rabbitmq "$definitions" 2>/dev/null || :
+"$ctl" --quiet import_definitions --format json "$definitions"

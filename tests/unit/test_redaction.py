@@ -203,3 +203,50 @@ def test_the_line_is_still_json_after_a_secret_was_cut_out(lines: Callable[..., 
     structlog.get_logger().info("x", text='secret", "a": "b')
     (line,) = written()
     _event(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "401 for headers {'Authorization': 'Bearer sk-hunter2hunter2', 'Accept': '*/*'}",
+        "Authorization: Basic c2stOmh1bnRlcjI=",
+        "authorization=sk-hunter2hunter2&next=1",
+        'POST with {"x-api-key": "sk-hunter2hunter2"}',
+        "curl -H 'X-API-Key: sk-hunter2hunter2'",
+        "api_key='sk-hunter2hunter2' was refused",
+        "refused: bearer sk-hunter2hunter2",
+        "can't reach amqps://user:sk-hunter2hunter2@mq.example:5671/",
+        "postgresql://user:sk-hunter2%20hunter2%40@db/app",
+    ],
+)
+def test_a_credential_that_nobody_named_is_known_by_what_stands_before_it(text: str) -> None:
+    redacted = Redaction([])(text)
+    assert "***" in redacted
+    assert "hunter2" not in redacted
+    assert "c2stOmh1bnRlcjI" not in redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no authorization was given for it",
+        "the bearer of this letter",
+        "see https://example.org:8080/docs and mailto:a@b.example",
+        "TEAMTURN_AMQP_URL must look like amqp://host:5672/",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert Redaction([])(text) == text
+
+
+def test_no_text_in_a_line_is_endless_and_of_a_traceback_both_ends_are_seen(lines: Callable[..., Log]) -> None:
+    written = lines()
+    try:
+        raise ValueError(f"{'x' * 1_000_000} at the end")  # noqa: TRY301 - it is to be logged
+    except ValueError:
+        structlog.get_logger().exception("tool_failed", given=["y" * 1_000_000])
+    (line,) = written()
+    assert len(line) < 100_000
+    event = _event(line)
+    assert "Traceback" in event["exception"]
+    assert event["exception"].endswith("at the end")

@@ -150,6 +150,7 @@ def test_a_wrong_value_ends_the_start_with_a_line_that_names_the_variable_and_no
     ("name", "value"),
     [
         ("AMQP_URL", "amqp://user:hunter2@rabbit:port/"),
+        ("AMQP_URL", "amqp://user:hunter2@rabbit:5671/?cafile=/etc/ca.pem"),
         ("AMQP_URL", "amqp://user:hunter2@rabbit:99999/"),
         ("AMQP_URL", "amqp://user:hunter2@[::1/"),
         ("POSTGRES_URL", "postgresql://user:hunter2@db:port/x"),

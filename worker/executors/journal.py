@@ -34,12 +34,16 @@ from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 
 from schemas.errors import ErrorCode
-from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed
+from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed, UsageLimitReached
 from worker.executors.state_changes import StateChange, kept_change
 from worker.operations import tracing
 
 MAX_STEP_BYTES: Final = 16 * 2**20
 """Of one record: everything else on the lane waits while it is written."""
+MAX_RECORDS: Final = 10_000
+"""Of one run; a step that must not be made twice has two. A model that never ends asking for tools fills no table."""
+MAX_RECORDED_BYTES: Final = 128 * 2**20
+"""Of one run: a later attempt reads all of them at once."""
 CONTEXT_KEY: Final = "context"
 """Of step 0: what the turn was given."""
 
@@ -132,6 +136,7 @@ class Journal:
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
+        self._recorded_bytes = sum(len(record.record) for record in recorded)
         ended = sorted((one for one in self._recorded.values() if one.state in ENDED), key=lambda one: one.seq)
         self._unmade = [one for one in ended if one.attempt != STORED_ATTEMPT]
         """Those whose change of the state is not made again yet."""
@@ -304,12 +309,21 @@ class Journal:
         result: JsonValue = recorded["result"]
         return result
 
+    def _make_room(self, size_bytes: int) -> None:
+        """Raise UsageLimitReached where another record would be more than a run may have."""
+        self._recorded_bytes += size_bytes
+        if self._seq >= MAX_RECORDS or self._recorded_bytes > MAX_RECORDED_BYTES:
+            raise UsageLimitReached(
+                f"the turn has recorded more than {MAX_RECORDS} times in its journal, or {MAX_RECORDED_BYTES} bytes"
+            )
+
     async def _record(
         self, asked: Asked, state: StepState, record: dict[str, Any] | None = None, tokens: tuple[int, int] = (0, 0)
     ) -> None:
         text = b"" if record is None else to_json(record)
         if len(text) > MAX_STEP_BYTES:
             raise InvalidResult(f"{asked.key} came to {len(text)} bytes; the limit is {MAX_STEP_BYTES}")
+        self._make_room(len(text))
         steps = [] if self._context_written else [self._first()]
         self._context_written = True
         self._seq += 1

@@ -38,6 +38,15 @@ _USER_S_PASSWORD: Final = re.compile(r"//[^/?#:]*:([^/?#]*)@")
 _URL_PARAMETER: Final = re.compile(r"[?&#]([^=&#]+)=([^&#]+)")
 _DSN_PARAMETER: Final = re.compile(r"(?:^|[\s;])(\w+)\s*=\s*('[^']*'|[^\s;]+)")
 """Of "host=h password='p'" or "Server=h;Pwd=p"."""
+_LONGEST_TEXT: Final = 16_384
+"""Characters of one text in a line: an exception can quote whatever a model or a tool was sent."""
+_CREDENTIALS: Final = re.compile(
+    # What is one by what stands before it, wherever it came from: a header, a parameter, an address.
+    r"(?P<before>\bauthorization\b\W{1,6}(?:(?:bearer|basic|token)\s+)?|\bbearer\s+"
+    r"|\b(?:x-)?api[-_]?key\b\W{1,6}|://[^/?#:@\s]*:(?=[^/?#@\s]+@))"
+    r"(?P<secret>[^\s'\"\\,;&}\])@]{6,})",
+    re.IGNORECASE,
+)
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
@@ -65,7 +74,7 @@ def _secrets_of(address: str) -> set[str]:
 
 
 class Redaction:
-    """Cuts known secrets out of text."""
+    """Cuts secrets out of text: those that are known, and what a credential's name or scheme stands before."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         # Longest first: one secret may be the beginning of another.
@@ -74,13 +83,14 @@ class Redaction:
 
     def __call__(self, text: str) -> str:
         """Return the text with each secret replaced by ***."""
-        return self._pattern.sub("***", text) if self._pattern else text
+        known = self._pattern.sub("***", text) if self._pattern else text
+        return _CREDENTIALS.sub(lambda found: f"{found['before']}***", known)
 
     def all_in(self, value: Any) -> Any:  # noqa: ANN401 - whatever was logged
         """Return a logged value with the secrets cut out of every text in it."""
         match value:
             case str():
-                return self(value)
+                return _shortened(self(value))
             case dict():
                 return {key: self.all_in(item) for key, item in value.items()}
             case list() | tuple():
@@ -88,7 +98,14 @@ class Redaction:
             case bool() | int() | float() | None:
                 return value
             case _:
-                return self(str(value))
+                return _shortened(self(str(value)))
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning and the end of a text that is too long for a line: of a traceback, both tell."""
+    left_out = len(text) - _LONGEST_TEXT
+    half = _LONGEST_TEXT // 2
+    return text if left_out <= 0 else f"{text[:half]} … ({left_out} characters more) … {text[-half:]}"
 
 
 class _Lines:
