@@ -16,6 +16,7 @@ from worker.intake import control, forwarding
 from worker.operations import logging, probes
 from worker.replies import events
 from worker.sessions import editing
+from worker.sessions.statements import histories
 from worker.settings import Settings
 from worker.turns import coalescing, ending
 
