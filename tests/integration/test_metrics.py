@@ -30,7 +30,7 @@ from worker.operations.health import Health
 from worker.operations.probes import served
 from worker.settings import Settings
 from worker.team.team import Team
-from worker.wiring import Worker
+from worker.worker import Worker
 
 Moved = dict[str, float]
 OF_ALL = {"teamturn_batch_rows_count", "teamturn_event_loop_lag_seconds_count"}

@@ -20,7 +20,7 @@ from worker.operations.turns_page import MOST_SHOWN, turns_page
 from worker.sessions.store import SessionStore
 from worker.settings import Settings
 from worker.turns.running import RunningRuns
-from worker.wiring import Worker
+from worker.worker import Worker
 
 
 def told(worker: Worker) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from worker.intake.topology import Topology, apply
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
 from worker.settings import Settings
-from worker.wiring import Worker
+from worker.worker import Worker
 
 TEAMS = "elastic_teams:everything"
 
