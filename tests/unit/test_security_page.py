@@ -15,7 +15,7 @@ from worker.executors import journal, json_values
 from worker.intake import control, forwarding
 from worker.operations import logging, probes
 from worker.replies import events
-from worker.sessions import editing, statements
+from worker.sessions import editing
 from worker.settings import Settings
 from worker.turns import coalescing, ending
 
@@ -42,7 +42,7 @@ def test_every_test_that_it_names_is_there() -> None:
         ("a control message", [f"{control.LARGEST_BYTES // KIB} KiB"]),
         ("a session's state", [f"{json_values.MAX_STATE_BYTES // MIB} MiB"]),
         ("a session's name", [f"{editing.LONGEST_NAME_CHARACTERS} characters"]),
-        ("the history", [f"{statements._MOST_HISTORY_BYTES // MIB} MiB"]),
+        ("the history", [f"{histories._MOST_HISTORY_BYTES // MIB} MiB"]),
         ("requests that join", [f"{coalescing.MOST_JOINED}", f"{coalescing.MOST_BYTES // MIB} MiB"]),
         (
             "a step's result",
