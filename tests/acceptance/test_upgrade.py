@@ -25,6 +25,8 @@ from worker.sessions.migrations import migrate, require_current, schema_state
 from worker.settings import Settings
 
 FUTURE = 9_999
+PATIENCE = 60
+"""Seconds: these workers start one after the other, and the other tests have the processors, too."""
 
 
 @asynccontextmanager
@@ -42,29 +44,29 @@ async def test_workers_are_upgraded_and_rolled_back_under_load(sandbox: Sandbox,
         here, there = environment_of(scene.settings), environment_of(scene.settings, PYTHONPATH=last_release.path)
         assert (await run_command("migrate", environment=there, cwd=DATA))[0] == 0
         old = [await scene.crew.hire(PYTHONPATH=last_release.path) for _ in range(2)]
-        await scene.load.flows()
+        await scene.load.flows(seconds=PATIENCE)
         # The schema goes first: the old workers go on, and one that comes is let in.
         assert (await run_command("migrate", environment=here))[0] == 0
         assert (await schema_state(scene.database, "ai")).missing == ()
-        await scene.load.flows()
+        await scene.load.flows(seconds=PATIENCE)
         old[0].kill()
         old[0] = await scene.crew.hire(PYTHONPATH=last_release.path)
         new = [await scene.crew.hire() for _ in range(2)]
-        await scene.crew.settled(*old, *new)
-        await scene.load.flows()
+        await scene.crew.settled(*old, *new, seconds=PATIENCE)
+        await scene.load.flows(seconds=PATIENCE)
         for one in old:
             one.terminate()
         assert [await one.exited() for one in old] == [0, 0]
-        await scene.crew.settled(*new)
-        await scene.load.flows()
+        await scene.crew.settled(*new, seconds=PATIENCE)
+        await scene.load.flows(seconds=PATIENCE)
         # And back.
         again = await scene.crew.hire(PYTHONPATH=last_release.path)
         for one in new:
             one.terminate()
         assert [await one.exited() for one in new] == [0, 0]
-        await scene.crew.settled(again)
-        await scene.load.flows()
-        await scene.load.finish()
+        await scene.crew.settled(again, seconds=PATIENCE)
+        await scene.load.flows(seconds=PATIENCE)
+        await scene.load.finish(seconds=PATIENCE)
         assert await scene.load.mistakes(scene.database) == []
 
 
@@ -93,8 +95,9 @@ async def test_a_turn_that_one_version_has_begun_goes_on_in_the_other_behind_its
         worker.kill()
         await worker.exited()
     gates.open("asker-gate-0")
-    async with worker_on(settings, gates, teams=team, PYTHONPATH=second):
-        reply = await broker.reply(run_id)
+    async with worker_on(settings, gates, teams=team, PYTHONPATH=second) as worker:
+        await worker.consuming()
+        reply = await broker.reply(run_id, seconds=PATIENCE)
     assert (reply["status"], reply["attempt"]) == ("COMPLETED", 2)
     made = {name: gates.visits(name) for name in ("leader-0", "payer-0", "pay", "payer-1", "asker-gate-0", "leader-1")}
     assert made == {"leader-0": 1, "payer-0": 1, "pay": 1, "payer-1": 1, "asker-gate-0": 2, "leader-1": 1}
