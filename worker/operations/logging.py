@@ -64,11 +64,9 @@ def _secrets_of(address: str) -> set[str]:
     parameters = [*_URL_PARAMETER.findall(address), *_DSN_PARAMETER.findall(address)]
     found = _USER_S_PASSWORD.findall(address)
     # As if each name had a part before it: here, unlike in the environment, "pwd" by itself is a password.
-    found += [
-        value.strip("'")
-        for name, value in parameters
-        if _SECRET_NAME.search(f"_{name}") and name not in _NAMES_OF_FILES
-    ]
+    for name, value in parameters:
+        if _SECRET_NAME.search(f"_{name}") and name not in _NAMES_OF_FILES:
+            found.append(value.strip("'"))
     return {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret))}
 
 
