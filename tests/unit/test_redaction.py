@@ -42,6 +42,7 @@ _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
         ({"DATABASE_URL": "postgresql://user:hunter2hunter2@h/d"}, {"hunter2hunter2"}),
         ({"DATABASE": "postgresql://user:hunter2hunter2@h/d"}, set()),
         ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?user=u&password=hunter2hunter2"}, {"hunter2hunter2"}),
+        ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?sslkey=/etc/ours.key&sslpassword=hunter2"}, {"hunter2"}),
         ({"my_api_key": "sk-12345", "App_Secret": "shhhhh"}, {"sk-12345", "shhhhh"}),
         ({"PWD": "/home/somebody", "OLDPWD": "/home/somebody", "COMPAT": "version-5", "BYPASS": "/healthz"}, set()),
         ({"service_url": "https://user:hunter2hunter2@h/"}, {"hunter2hunter2"}),

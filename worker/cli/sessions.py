@@ -24,8 +24,6 @@ from worker.sessions.editing import rename_session
 from worker.sessions.reader import SessionFilter, SortedBy, is_turn, list_sessions, show_session
 
 app = typer.Typer(help="The stored sessions.", no_args_is_help=True)
-app.command("delete")(retention.delete_command)
-app.command("prune")(retention.prune_command)
 
 _LAST_TURNS: Final = 20
 
@@ -203,6 +201,10 @@ def export_command(
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
     typer.echo(f"{number} {'session' if number == 1 else 'sessions'} in {output}", err=True)
+
+
+app.command("delete")(retention.delete_command)
+app.command("prune")(retention.prune_command)
 
 
 def _filter(  # noqa: PLR0917 - the options, as they are given

@@ -47,6 +47,8 @@ _CREDENTIALS: Final = re.compile(
     r"(?P<secret>[^\s'\"\\,;&}\])@]{6,})",
     re.IGNORECASE,
 )
+_NAMES_OF_FILES: Final = frozenset({"sslkey"})
+"""Of Postgres's: called a key, it says where one is."""
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
@@ -69,7 +71,9 @@ def _secrets_of(address: str) -> set[str]:
     parameters = [*_URL_PARAMETER.findall(address), *_DSN_PARAMETER.findall(address)]
     found = _USER_S_PASSWORD.findall(address)
     # As if each name had a part before it: here, unlike in the environment, "pwd" by itself is a password.
-    found += [value.strip("'") for name, value in parameters if _SECRET_NAME.search(f"_{name}")]
+    for name, value in parameters:
+        if _SECRET_NAME.search(f"_{name}") and name not in _NAMES_OF_FILES:
+            found.append(value.strip("'"))
     return {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret))}
 
 
