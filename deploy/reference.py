@@ -58,6 +58,8 @@ from teamturn import (
     executor,
 )
 from worker.executors.turn import MemberRun, PastRun, StepResult, Usage
+from worker.operations import log_events
+from worker.operations.log_events import LOG_EVENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "REFERENCE.md"
@@ -89,8 +91,8 @@ INTRODUCTION: Final = """\
 # Reference
 
 Every parameter of what a module in `TEAMTURN_TEAMS` is made of, what an executor is given, the fields of requests and
-replies, the error codes; where the names of Agno's Team are; and six recipes to copy. How to run all of it:
-[README.md](README.md).
+replies, the error codes, what a worker logs; where the names of Agno's Team are; and six recipes to copy. How to run
+all of it: [README.md](README.md).
 
 Wherever pydantic-ai has a class for something, it is that class: its [own documentation](https://ai.pydantic.dev/)
 says more of models, tools, toolsets, output types, usage limits and capabilities.
@@ -173,6 +175,7 @@ def reference() -> str:
         *map(_section, SHOWN),
         _errors(),
         _error_codes(),
+        _log_events(),
         _types(),
         _from_agno(),
         _recipes(RECIPES.read_text(encoding="utf-8")),
@@ -402,6 +405,16 @@ def _errors() -> str:
     told = "Each is a `ClientError`, but the last two: those are raised only where its block is entered."
     rows = [(f"`{one.__name__}`", _line(_docstring(one)[0])) for one in RAISED]
     return "\n\n".join(["## What RunClient raises", told, _table(("class", "when"), rows)])
+
+
+def _log_events() -> str:
+    """Return what a worker logs, by what it is about."""
+    told = _docstring(log_events)[0].partition("\n\n")[2]
+    parts = ["## Log events", told]
+    for about, events in LOG_EVENTS.items():
+        rows = [(f"`{name}`", event.level, event.meaning) for name, event in events.items()]
+        parts += [f"**{about}**", _table(("event", "level", "meaning"), rows)]
+    return "\n\n".join(parts)
 
 
 def _error_codes() -> str:

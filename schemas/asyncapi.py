@@ -216,13 +216,14 @@ def _messages() -> Json:
         "runRequest": _message("RunRequest", "A request to take a turn")
         | {
             "correlationId": correlation,
-            "headers": {
-                "type": "object",
-                "properties": {"traceparent": {"type": "string", "description": "W3C trace context."}},
-            },
+            "headers": {"type": "object", "properties": _trace_context("The trace that the request is part of")},
             "examples": [{"name": "question", "payload": request | {"input": "What is the capital of France?"}}],
         },
-        "runReply": _message("RunReply", "The reply to a request", type_=REPLY_TYPE) | {"correlationId": correlation},
+        "runReply": _message("RunReply", "The reply to a request", type_=REPLY_TYPE)
+        | {
+            "correlationId": correlation,
+            "headers": {"type": "object", "properties": _trace_context("The trace of the request that it answers")},
+        },
         **{_event_name(one): _message(one.__name__, one.__doc__ or "", type_=EVENT_TYPE) for one in _event_models()},
         "cancelRequest": _message("CancelRequest", "That a run is not wanted any more"),
         "deadLetter": {
@@ -231,6 +232,13 @@ def _messages() -> Json:
             "headers": {"$ref": f"{_SCHEMAS}DeadLetterHeaders"},
             "payload": {"description": "Whatever was sent."},
         },
+    }
+
+
+def _trace_context(whose: str) -> Json:
+    return {
+        "traceparent": {"type": "string", "description": f"{whose} (W3C Trace Context). One that is wrong is ignored."},
+        "tracestate": {"type": "string", "description": "What tracing systems add to it."},
     }
 
 

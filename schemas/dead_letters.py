@@ -24,6 +24,7 @@ class DeadLetter(BaseModel):
     """The queue that it was in before."""
     run_id: str | None
     session_id: str | None
+    user_id: str | None
     target_type: SessionType | None
     target_id: str | None
     size_bytes: int

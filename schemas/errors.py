@@ -79,7 +79,7 @@ class ErrorCode(StrEnum):
     INVALID_OUTPUT = "invalid_output"
     """The model kept giving output or tool calls that don't validate."""
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
-    """The run reached its limit of requests, tokens, tool calls or cost."""
+    """The run reached its limit of requests, tokens, tool calls or cost, or that of steps that it may record."""
     STEP_UNCERTAIN = "step_uncertain"
     """A call that must not be made twice was started by a worker that died before it was recorded: nobody knows whether
     it took effect."""
@@ -87,8 +87,23 @@ class ErrorCode(StrEnum):
     """The run was started TEAMTURN_MAX_ATTEMPTS times, and its worker died each time before a step was recorded. The
     request is in {prefix}.dead as well."""
     SESSION_DELETED = "session_deleted"
-    """The session was deleted while the turn ran; it stays deleted."""
+    """The session was deleted while the turn ran; it stays deleted. Or it was deleted since, and its answers with it: a
+    request that is delivered again gets this."""
 
+
+def read_code(value: object) -> object:
+    """Return the code that a reply has; one that a later version has added is an ErrorCode of that value as well.
+
+    Workers are upgraded before their producers: these are told what happened, in a word that they do not know yet.
+    """
+    if not isinstance(value, str) or value in _VALUES:
+        return value
+    later = str.__new__(ErrorCode, value)
+    later._name_, later._value_ = value.upper(), value
+    return later
+
+
+_VALUES: Final = frozenset(code.value for code in ErrorCode)
 
 DEAD_LETTERED: Final = frozenset(
     {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from schemas.errors import ErrorCode
+from schemas.errors import ErrorCode, read_code
 from schemas.ids import SessionType
 
 REPLY_TYPE: Final = "run.reply"
@@ -28,8 +28,8 @@ class RunStatus(StrEnum):
 class RunError(BaseModel):
     """Why a run failed or was refused."""
 
-    code: ErrorCode
-    """What happened."""
+    code: Annotated[ErrorCode, BeforeValidator(read_code)]
+    """What happened; a later version may add codes."""
     message: str
     """The same in a sentence, for people."""
     retryable: bool = False

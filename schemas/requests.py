@@ -1,4 +1,8 @@
-"""The run request: what a producer publishes to have a turn taken."""
+"""The run request: what a producer publishes to have a turn taken.
+
+Unknown fields are refused. So a new one is accepted a version before any producer of ours sends it: while workers are
+upgraded, those of the last version are still there.
+"""
 
 from __future__ import annotations
 

@@ -47,3 +47,32 @@ class SessionOverview(BaseModel):
     tokens: int
     created_at: int
     updated_at: int | None
+
+
+class Pruned(BaseModel):
+    """What pruning has deleted, or would."""
+
+    sessions: int = 0
+    runs: int = 0
+    """Members' runs are counted."""
+    receipts: int = 0
+    """What would have answered requests that are delivered again."""
+    unfinished: int = 0
+    """Runs that were begun and never answered, whose journal is gone."""
+    bytes: int = 0
+    """What that took in the tables, without indexes."""
+    held: int = 0
+    """Sessions that were left alone, since a turn of them was being executed."""
+    dry_run: bool = False
+    """Nothing was done; this is what would be."""
+
+    def __add__(self, other: Pruned) -> Pruned:
+        """Return both together."""
+        return Pruned(
+            sessions=self.sessions + other.sessions,
+            runs=self.runs + other.runs,
+            receipts=self.receipts + other.receipts,
+            unfinished=self.unfinished + other.unfinished,
+            bytes=self.bytes + other.bytes,
+            held=self.held + other.held,
+        )

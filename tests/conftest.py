@@ -14,6 +14,7 @@ from yarl import URL
 
 from tests.support.broker import TestBroker
 from tests.support.databases import Databases
+from tests.support.releases import Release, unpacked
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
 from worker.sessions.migrations import migrate
@@ -63,6 +64,12 @@ def _place(item: pytest.Item) -> int:
 def sandbox() -> Iterator[Sandbox]:
     with Sandbox(report=lambda line: print(line, flush=True)) as box:
         yield box
+
+
+@pytest.fixture(scope="session")
+def last_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The last version that was released, beside this one."""
+    return unpacked(tmp_path_factory.mktemp("last"))
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from yarl import URL
 
 from worker.cancellation import was_cancelled
+from worker.certificates import OF_AMQP, require_files, tls_mistake
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import tolerate_bad_properties
 
@@ -70,9 +71,12 @@ class BrokerConnection:
 async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
     """Open a connection that does not reconnect by itself: who uses it knows what must happen then.
 
-    Raises StartupError for what an operator must mend, BrokerUnavailable where no server answers.
+    With amqps:// the server's certificate and its name are verified, by the authorities of the URL's `cafile` or else
+    by the system's; `certfile` and `keyfile` are what it is shown of us. Raises StartupError for what an operator must
+    mend, BrokerUnavailable where no server answers.
     """
     tolerate_bad_properties()
+    require_files("TEAMTURN_AMQP_URL", url, OF_AMQP)
     address = URL(url.get_secret_value())
     if "heartbeat" not in address.query:
         address = address.update_query(heartbeat=_HEARTBEAT_SECONDS)
@@ -91,8 +95,15 @@ async def connect(url: SecretStr, *, name: str) -> BrokerConnection:
             raise StartupError(
                 f"RabbitMQ at {where} has no virtual host {vhost!r} for the user of TEAMTURN_AMQP_URL"
             ) from None
+        if mistake := tls_mistake(error):
+            raise StartupError(
+                f"RabbitMQ at {where}: {mistake} (TEAMTURN_AMQP_URL: cafile=, certfile= and keyfile= name files)"
+            ) from None
+        # By TLS 1.3 a server that wants to see a certificate says so by closing the connection.
+        asked = ", and does it ask for a certificate (certfile=, keyfile=)" if address.scheme == "amqps" else ""
         raise BrokerUnavailable(
-            f"RabbitMQ can't be reached at {where} ({_reason(error)}): is it running, and is TEAMTURN_AMQP_URL right?"
+            f"RabbitMQ can't be reached at {where} ({_reason(error)}): is it running{asked}, and is TEAMTURN_AMQP_URL "
+            "right?"
         ) from error
     lost = asyncio.Event()
     connection.close_callbacks.add(lambda *_: lost.set())

@@ -85,7 +85,7 @@ class InvalidOutput(TurnFailed):
 
 
 class UsageLimitReached(TurnFailed):
-    """The run reached its limit of requests, tokens, tool calls or cost."""
+    """The run reached its limit of requests, tokens, tool calls or cost, or that of what it may record."""
 
     code = ErrorCode.USAGE_LIMIT_EXCEEDED
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Any, Final, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from worker.certificates import OF_AMQP
 from worker.errors import StartupError
 
 ENV_PREFIX: Final = "TEAMTURN_"
@@ -28,6 +30,9 @@ def _amqp_url(value: SecretStr) -> SecretStr:
     _check_parts(value.get_secret_value())
     if len(hosts_of(value.get_secret_value())) > 1:
         raise ValueError("it must name one server")
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme == "amqp" and OF_AMQP & dict(parse_qsl(parts.query)).keys():
+        raise ValueError("it names certificates, and amqp:// is not encrypted: amqps:// is")
     return value
 
 
@@ -73,7 +78,14 @@ def _pattern(value: str) -> str:
     return value
 
 
+def _lower(value: Any) -> Any:  # noqa: ANN401 - whatever the environment holds
+    return value.lower() if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 class Settings(BaseSettings):
@@ -97,11 +109,19 @@ class Settings(BaseSettings):
     max_request_bytes: PositiveInt = 1_048_576
     reply_to_pattern: Annotated[str, AfterValidator(_pattern)] = ""
     http_port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    log_level: Annotated[LogLevel, BeforeValidator(_lower)] = "info"
+    log_content: bool = False
+    trace_content: bool = False
 
     @property
     def turn_limit(self) -> timedelta:
         """The hard limit on one attempt of a turn."""
         return timedelta(seconds=self.turn_timeout)
+
+    @property
+    def logging_level(self) -> int:
+        """The level from which on events are logged, as the standard library counts."""
+        return logging.getLevelNamesMapping()[self.log_level.upper()]
 
     @classmethod
     def read(cls) -> Self:

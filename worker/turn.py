@@ -35,7 +35,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -44,6 +45,7 @@ import structlog
 from pydantic_core import from_json
 from structlog.contextvars import bound_contextvars
 
+from schemas.ids import Target
 from schemas.replies import RunReply, RunStatus
 from worker.decide import Cancel, Execute, Refuse, Replay, decide
 from worker.errors import (
@@ -54,9 +56,12 @@ from worker.errors import (
     StoreUnavailable,
 )
 from worker.executors.attempt import Outcome, attempt
+from worker.executors.model_calls import model_calls_told
 from worker.executors.registry import Executors
 from worker.executors.turn import Executor, Turn
 from worker.intake.delivery import Delivery, RequestDelivery
+from worker.measures import UNMEASURED, Measures, Tried
+from worker.operations.tracing import Stretch, note
 from worker.replies.answers import Timing
 from worker.replies.in_order import RepliesInOrder
 from worker.sessions.store import ClaimedSession, SessionStore
@@ -70,6 +75,7 @@ from worker.turns.kept_results import KeptResult, KeptResults
 from worker.turns.pausing import with_pauses
 from worker.turns.poison import PoisonRules, given_up, given_up_before, is_given_up, spent_headers
 from worker.turns.running import Run, RunningRuns
+from worker.turns.spans import attempted, invoking, processing
 from worker.turns.starts import begins_recorded, begun_turn, counted_if_outlived, outlived, start_recorded
 from worker.turns.telling import PublishEvent, tell_answer
 
@@ -109,7 +115,9 @@ class TurnTaker:
         ending: Ending,
         publish: PublishEvent,
         bury: Bury,
+        measures: Measures = UNMEASURED,
     ) -> None:
+        self._measures = measures
         self._sessions = sessions
         self._summaries = summaries
         self._executors = executors
@@ -131,9 +139,11 @@ class TurnTaker:
             await asyncio.wait([received.judged])
         if received.settled:
             return
-        with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1):
+        with bound_contextvars(run_id=request.run_id, session_id=request.session_id, attempt=1), processing(received):
             executor = self._executors.get(request.target)
             answer = await self._answered(received, executor)
+            if not received.alive:
+                note({"teamturn.given_away": True})
             if answer is None and received.outlived:
                 await outlived(self._sessions, received)
             if answer is not None:
@@ -147,7 +157,8 @@ class TurnTaker:
 
     def _want_summary(self, session_id: str, executor: Executor | None) -> None:
         if executor is not None and executor.summarizer is not None:
-            self._summaries.want(session_id, executor.summarizer)
+            told = partial(self._measures.model_called, executor.target)
+            self._summaries.want(session_id, executor.summarizer, model_called=told)
 
     async def _answered(self, received: RequestDelivery, executor: Executor | None) -> _Answer | None:
         """Return the answer, stored; or None, if the delivery died while there was none, and no result either."""
@@ -161,7 +172,7 @@ class TurnTaker:
     async def _answered_under(
         self, hold: Hold, run: Run, received: RequestDelivery, executor: Executor | None
     ) -> _Answer | None:
-        request, tries = received.request, 0
+        request, tries, claiming = received.request, 0, Stretch("claim")
         while received.alive or self._kept.find(request) is not None:
             if received.outdated == _MOST_OUTDATED_CLAIMS:
                 # Somebody writes the session all the time, without its lock; each try would cost model calls.
@@ -177,6 +188,7 @@ class TurnTaker:
                     ) as claimed,
                 ):
                     await hold.release()
+                    claiming.end({"teamturn.tries": tries + 1})
                     with hold.over(claimed):
                         answer = await self._settled(claimed, run, received, executor)
                     self._kept.drop(request)
@@ -191,8 +203,11 @@ class TurnTaker:
                 _log.warning("turn_claimed_again", reason=str(error), tries=tries)
                 received.outdated += 1
                 self._kept.drop(request)
+            run.wait()
             await asyncio.sleep(_BACK_OFF_SECONDS[min(tries, len(_BACK_OFF_SECONDS) - 1)])
             tries += 1
+            self._measures.retried(Tried.CLAIM)
+            claiming.begin()
         return None
 
     async def _settled(
@@ -211,9 +226,12 @@ class TurnTaker:
             busy=received.busy,
         ):
             case Replay(reply):
-                _log.info("turn_replayed")
+                _log.info(
+                    "turn_replayed", target=str(claimed.request.target), redelivered=received.delivery.redelivered
+                )
+                note({"teamturn.replayed": True})
                 tell_answer(self._publish, claimed.request, reply, again=True)
-                return _replayed(reply, received.delivery)
+                return self._replayed(reply, received.delivery)
             case Refuse() as refusal:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
                 tell_answer(self._publish, claimed.request, body)
@@ -225,7 +243,7 @@ class TurnTaker:
             case Execute() if executor is not None:
                 if isinstance(kept, KeptResult):
                     as_it_was = replace(claimed, claim=kept.claim)
-                    return await self._stored(as_it_was, executor, kept.turn, kept.outcome, timing=kept.timing)
+                    return await self._stored(as_it_was, received, executor, kept)
                 if kept is not None and kept.is_newest_in(claimed.claim):
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
@@ -248,11 +266,12 @@ class TurnTaker:
                     run.cancel()
                 turn, outcome = await self._attempted(claimed, run, received, executor, place)
         timing = Timing(queued=received.delivery.queued_since, started=started, ended=time.time())
+        result = KeptResult(claimed.claim, turn, outcome, timing)
         try:
             with counted_if_outlived(received, turn):
-                return await self._stored(claimed, executor, turn, outcome, timing=timing)
+                return await self._stored(claimed, received, executor, result)
         except LaneLost:
-            self._kept.keep(claimed.request, KeptResult(claimed.claim, turn, outcome, timing))
+            self._kept.keep(claimed.request, result)
             raise
 
     async def _attempted(
@@ -264,24 +283,45 @@ class TurnTaker:
         turn.steps.journal.recorded_first = place.share
         with counted_if_outlived(received, turn), self._kept.steps_kept(request, turn):
             async with start_recorded(claimed, turn, already=begun):
-                with run.attempted(turn.steps.journal):
+                with (
+                    run.attempted(turn.steps.journal),
+                    self._measured(turn, request.target),
+                    invoking(executor, turn) as invoked,
+                ):
                     outcome = await attempt(
                         executor, turn, limit=self._limit, now=claim.database_time, deadline=claimed.asked.deadline
                     )
+                    attempted(invoked, turn, outcome)
         return turn, outcome
 
+    @contextmanager
+    def _measured(self, turn: Turn, target: Target) -> Iterator[None]:
+        """Have it counted what the attempt's models use, and what it is given from the journal."""
+        try:
+            with model_calls_told(partial(self._measures.model_called, target)):
+                yield
+        finally:
+            self._measures.steps_resumed(turn.steps.journal.resumed_steps)
+
     async def _stored(
-        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
+        self, claimed: ClaimedSession, received: RequestDelivery, executor: Executor, result: KeptResult
     ) -> _Answer:
-        reply, body = await self._ending.stored(claimed, executor, turn, outcome, timing=timing)
+        turn, redelivered = result.turn, received.delivery.redelivered
+        reply, body = await self._ending.stored(
+            claimed, executor, turn, result.outcome, timing=result.timing, redelivered=redelivered
+        )
         if turn.events.watched:  # a reply can be large
             turn.events.tell("run_finished", reply=reply.model_dump(mode="json"))
         else:  # of one that is given up there is no attempt now, and its last one may have told something
             tell_answer(self._publish, claimed.request, body, again=True)
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
-
-def _replayed(body: bytes, delivery: Delivery) -> _Answer:
-    """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
-    before = given_up_before(body) if delivery.redelivered else None
-    return _Answer(body, of_turn=from_json(body)["status"] != RunStatus.REJECTED, given_up=before)
+    def _replayed(self, body: bytes, delivery: Delivery) -> _Answer:
+        """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
+        reply = from_json(body)
+        if (answered_by := reply.get("answered_by")) is not None:
+            note({"teamturn.answered_by": answered_by})
+        if delivery.redelivered or answered_by is None:
+            self._measures.replayed()  # else it joined a turn, and finds its answer there for the first time
+        before = given_up_before(body) if delivery.redelivered else None
+        return _Answer(body, of_turn=reply["status"] != RunStatus.REJECTED, given_up=before)

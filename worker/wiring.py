@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from importlib.metadata import version
 from typing import TypeVar
-
-import structlog
 
 import sql
 from schemas.control import CancelRequest
-from worker.broker import CLOSE_LIMIT_SECONDS, connected
+from worker.broker import connected
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors
 from worker.fleet.agreement import agree
 from worker.fleet.fleet import Fleet
 from worker.fleet.membership import Membership
+from worker.fleet.readings import FleetReadings
 from worker.intake.control import Control
 from worker.intake.forwarding import Forwarder
 from worker.intake.intake import Intake
 from worker.intake.mailbox import Mailboxes
 from worker.intake.partitions import Consumers
-from worker.intake.topology import Topology, apply, check_partitions
-from worker.operations.health import Condition
+from worker.intake.topology import Topology, check_partitions, ensure
+from worker.operations import tracing
+from worker.operations.gauges import Gauges
+from worker.operations.loop_lag import measure_loop_lag
+from worker.operations.metrics import Metrics
 from worker.replies.direct import DirectReplies
 from worker.replies.events import EventPublisher
 from worker.replies.in_order import RepliesInOrder
@@ -40,65 +43,9 @@ from worker.turn import TurnTaker
 from worker.turns.busy import BusySessions
 from worker.turns.ending import Ending
 from worker.turns.running import RunningRuns
-
-_log = structlog.get_logger()
+from worker.worker import Worker
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A worker that is connected and consumes; it does so until told to drain."""
-
-    mailboxes: Mailboxes
-    replies: RepliesInOrder
-    summaries: Summaries
-    sessions: SessionStore
-    publishers: tuple[Publisher, ...]
-    consumers: Consumers
-    fleet: Fleet
-    consuming: tuple[asyncio.Task[None], ...]
-    """The tasks that bring requests in; the first to end when the worker drains."""
-    background: tuple[asyncio.Task[None], ...]
-    settings: Settings
-
-    def condition(self) -> Condition:
-        """Return how it is now."""
-        consumers = self.consumers
-        return Condition(
-            lanes=self.sessions.alive,
-            room=self.sessions.has_room,
-            broker=consumers.connected,
-            publishing=not any(publisher.blocked for publisher in self.publishers),
-            consuming=bool(consumers.wanted) and consumers.consuming == consumers.wanted,
-            standing_by=self.fleet.standing_by,
-        )
-
-    async def failed(self) -> None:
-        """Wait until something that must run for ever has ended, and raise what it ended with."""
-        done, _ = await asyncio.wait([*self.consuming, *self.background], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-
-    async def drain(self) -> None:
-        """Give all queues away at once, and let started turns finish within DRAIN_TIMEOUT.
-
-        What waited is delivered to another worker; so is what was started, which finds the stored reply there, or goes
-        on there where it was not done in time.
-        """
-        _log.info("worker_draining", requests=len(self.mailboxes), limit_seconds=self.settings.drain_timeout)
-        for task in self.consuming:
-            task.cancel()
-        # Not for ever: a cancellation that a library swallows must not keep started turns from their time.
-        await asyncio.wait(self.consuming, timeout=CLOSE_LIMIT_SECONDS)
-        await self.fleet.leave()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.drain_timeout):
-                await self.mailboxes.drained()
-                await self.replies.drained()
-                await self.summaries.drained()
-        if len(self.mailboxes):
-            _log.warning("worker_drain_timeout", unfinished=len(self.mailboxes), consequence="they run elsewhere")
 
 
 @asynccontextmanager
@@ -107,17 +54,18 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
     topology = Topology(prefix=settings.prefix, partitions=settings.partitions)
     locks = await _as_startup(_prepare(settings, topology, migrating=migrating))
     async with AsyncExitStack() as stack:
-        sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks)
-        results = Publisher(settings.amqp_url, topology, name=application_name("results"))
+        if tracing.installed():
+            stack.enter_context(_models_traced(settings))
+        metrics = Metrics(executors)
+        sessions = SessionStore(settings.postgres_url, settings.db_schema, locks=locks, measures=metrics)
+        publisher_named = partial(_publisher, settings, topology, metrics)
+        results = publisher_named("results")
         # Apart from the results: a queue that a producer named can leave a reply unconfirmed.
-        addressed = Publisher(settings.amqp_url, topology, name=application_name("replies"))
+        addressed = publisher_named("replies")
         # Opened when they are needed: an address that a producer made up can make the broker close the connection.
-        direct = DirectReplies(
-            Publisher(settings.amqp_url, topology, name=application_name("direct replies")),
-            Publisher(settings.amqp_url, topology, name=application_name("direct replies one by one")),
-        )
+        direct = DirectReplies(publisher_named("direct replies"), publisher_named("direct replies one by one"))
         stack.push_async_callback(direct.close)
-        forwarding = Publisher(settings.amqp_url, topology, name=application_name("forwarding"))
+        forwarding = publisher_named("forwarding")
         replies = ReplyPublisher(
             results,
             addressed,
@@ -127,12 +75,12 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             largest_bytes=settings.max_request_bytes,
             schema=settings.db_schema,
         )
-        forwarder = Forwarder(forwarding, topology, replies.answer_refused)
+        forwarder = Forwarder(forwarding, topology, replies.answer_refused, measures=metrics)
         summaries = Summaries(sessions)
-        answers = RepliesInOrder(replies)
+        answers = RepliesInOrder(replies, metrics)
         events = EventPublisher(settings.amqp_url, topology, name=application_name("events"))
         running = RunningRuns(sessions)
-        ending = Ending(settings.db_schema)
+        ending = Ending(settings.db_schema, metrics, content_logged=settings.log_content)
         busy = BusySessions(sessions, executors, answers, ending, events.publish)
         taker = TurnTaker(
             *(sessions, executors, answers, summaries, settings),
@@ -140,9 +88,10 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             ending=ending,
             publish=events.publish,
             bury=forwarder.keep_dead,
+            measures=metrics,
         )
         mailboxes = Mailboxes(taker.take, forwarder.bury, busy.came)
-        intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes)
+        intake = Intake(topology, mailboxes, forwarder, largest_bytes=settings.max_request_bytes, measures=metrics)
         consumers = Consumers(
             settings.amqp_url,
             topology,
@@ -150,11 +99,13 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             received=intake.received,
             lost=mailboxes.forget_dead,
             name=application_name("intake"),
+            measures=metrics,
         )
         control = Control(lambda said: sessions.cancel(_cancellation(said)), forwarder.bury)
         controlling = _consumers_of_control(settings, topology, control)
-        membership = Membership(sessions.first_lane, settings.prefix, settings.partitions)
+        membership = Membership(sessions.first_lane, settings)
         fleet = Fleet(membership, consumers, topology, sessions)
+        fleet_readings = FleetReadings(settings.postgres_url, settings.db_schema, settings.prefix)
         await _as_startup(sessions.open())
         for publisher in (results, addressed, forwarding):
             await _as_startup(publisher.open())
@@ -164,6 +115,8 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             "forwarder": forwarder.run(),
             "cancelling": running.run(),
             "events": events.run(),
+            "fleet readings": fleet_readings.run(),
+            "loop lag": measure_loop_lag(metrics),
         }
         background = tuple(_owned(stack, asyncio.create_task(task, name=name)) for name, task in tasks.items())
         # Stopped before the lanes: what still runs then ends without a commit, and is delivered elsewhere.
@@ -175,7 +128,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
         listening = _owned(stack, asyncio.create_task(controlling.run(), name="control"))
         consuming = _owned(stack, asyncio.create_task(consumers.run(), name="intake"))
         following = _owned(stack, asyncio.create_task(fleet.run(), name="fleet"))
-        yield Worker(
+        worker = Worker(
             mailboxes=mailboxes,
             replies=answers,
             summaries=summaries,
@@ -183,10 +136,26 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             publishers=(results, addressed, forwarding),
             consumers=consumers,
             fleet=fleet,
+            running=running,
+            fleet_readings=fleet_readings,
+            metrics=metrics,
             consuming=(consuming, following, listening),
             background=background,
             settings=settings,
         )
+        metrics.registry.register(Gauges(worker.reading, version=version("teamturn")))
+        yield worker
+
+
+def _publisher(settings: Settings, topology: Topology, metrics: Metrics, name: str) -> Publisher:
+    return Publisher(settings.amqp_url, topology, name=application_name(name), measures=metrics)
+
+
+def _models_traced(settings: Settings) -> AbstractContextManager[None]:
+    # A worker of plain functions needs no model libraries.
+    from worker.team.instrumentation import models_traced  # noqa: PLC0415
+
+    return models_traced(content=settings.trace_content)
 
 
 def _consumers_of_control(settings: Settings, topology: Topology, control: Control) -> Consumers:
@@ -227,7 +196,7 @@ async def _prepare(settings: Settings, topology: Topology, *, migrating: bool) -
         if first_start:
             # Postgres is new to the prefix, RabbitMQ may not be.
             await check_partitions(broker.amqp, topology)
-        await apply(broker.amqp, topology)
+        await ensure(broker.amqp, topology)
     return locks
 
 

@@ -20,7 +20,8 @@ from tests.acceptance.stage import DATA, QUICKER, TEAMS, Stage, database_of_its_
 from tests.support import commands
 from tests.support.broker import TestBroker
 from tests.support.commands import COMPLETED, FAILED, MISTAKE, ODD, Ended, too_wide
-from tests.support.workers import environment_of
+from tests.support.fleet import echo
+from tests.support.workers import environment_of, worker_of
 from worker.intake.topology import Topology, apply
 from worker.sandbox import Sandbox
 from worker.settings import Settings
@@ -28,7 +29,7 @@ from worker.settings import Settings
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 COMMANDS = [
-    *("", "worker", "migrate", "topology", "topology apply", "topology verify", "ask", "chat"),
+    *("", "worker", "migrate", "topology", "topology apply", "topology verify", "topology repartition", "ask", "chat"),
     *("sessions", "sessions list", "sessions show", "sessions who", "sessions rename", "sessions delete"),
     *("sessions export", "doctor", "asyncapi"),
     *("dead", "dead list", "dead show", "dead replay", "dead drop"),
@@ -182,6 +183,31 @@ async def _depth(broker: TestBroker, queue: str) -> int:
         return await broker.depth(queue)
     except ChannelNotFoundEntity:
         return 0
+
+
+async def test_a_prefix_gets_another_number_of_partitions_by_a_command(lane: Settings) -> None:
+    started = lane.model_copy(update={"partitions": 3})
+    async with worker_of(started, echo):
+        pass
+    async with TestBroker(lane.amqp_url.get_secret_value(), lane.prefix) as broker:
+        await broker.ask("s1")
+    code, out, err = await teamturn(started, "topology", "repartition", "--partitions", "2")
+    assert (code, err) == (COMPLETED, "")
+    assert "3 → 2 partitions, prefetch 32: 2 moves" in out
+    assert out.splitlines()[-1] == "start the workers with TEAMTURN_PARTITIONS=2"
+    again = await teamturn(started, "topology", "repartition", "--partitions", "2")
+    assert again == (
+        MISTAKE,
+        "",
+        f"teamturn: the prefix '{lane.prefix}' has 2 partitions and a prefetch of 32 already\n",
+    )
+
+
+@pytest.mark.parametrize("number", ["0", "257", "many"])
+async def test_a_number_that_no_prefix_can_have_is_refused(lane: Settings, number: str) -> None:
+    code, _, err = await teamturn(lane, "topology", "repartition", "--partitions", number)
+    assert code == MISTAKE
+    assert "--partitions" in err
 
 
 async def test_topology_verify_names_what_is_missing(lane: Settings) -> None:

@@ -15,6 +15,7 @@ import pytest
 from aio_pika import Message
 from aio_pika.abc import AbstractIncomingMessage
 
+import sql
 from tests.acceptance.stage import DATA, QUICKER, TEAMS, database_of_its_own
 from tests.support.broker import TestBroker
 from tests.support.pgbouncer import pgbouncer
@@ -28,8 +29,8 @@ SECRET = "s3cret-hunter2"
 FINE, FAILED, MISTAKE = 0, 1, 2
 NOBODY_LISTENS = 1
 NAMES = [
-    *("settings", "teams", "postgres", "connections", "schema", "fleet", "lock table", "clock"),
-    *("rabbitmq", "topology", "acknowledgement", "results", "dead letters"),
+    *("settings", "teams", "postgres", "postgres tls", "connections", "schema", "fleet", "lock table", "clock"),
+    *("rabbitmq", "rabbitmq tls", "topology", "acknowledgement", "results", "dead letters"),
 ]
 
 Checks = dict[str, dict[str, Any]]
@@ -100,7 +101,7 @@ async def test_it_changes_nothing(settings: Settings, broker: TestBroker, databa
 async def test_a_rabbitmq_that_is_not_there_fails_and_what_needs_it_is_skipped(declared: Settings) -> None:
     url = f"amqp://user:{SECRET}@127.0.0.1:{NOBODY_LISTENS}/"
     checks = await checked(declared, code=FAILED, TEAMTURN_AMQP_URL=url)
-    needs_it = ("topology", "acknowledgement", "results", "dead letters")
+    needs_it = ("rabbitmq tls", "topology", "acknowledgement", "results", "dead letters")
     assert wrong(checks) == {"rabbitmq": "failure"} | dict.fromkeys(needs_it, "skipped")
     assert "127.0.0.1:1" in checks["rabbitmq"]["says"]
     assert "rabbitmq" in checks["topology"]["says"]
@@ -109,7 +110,7 @@ async def test_a_rabbitmq_that_is_not_there_fails_and_what_needs_it_is_skipped(d
 async def test_a_postgres_that_is_not_there_fails_and_what_needs_it_is_skipped(declared: Settings) -> None:
     url = f"postgresql://user:{SECRET}@127.0.0.1:{NOBODY_LISTENS}/app"
     checks = await checked(declared, code=FAILED, TEAMTURN_POSTGRES_URL=url)
-    needs_it = ("connections", "schema", "fleet", "lock table", "clock")
+    needs_it = ("postgres tls", "connections", "schema", "fleet", "lock table", "clock")
     assert wrong(checks) == {"postgres": "failure"} | dict.fromkeys(needs_it, "skipped")
     assert "127.0.0.1:1" in checks["postgres"]["says"]
 
@@ -185,6 +186,13 @@ async def test_an_older_schema_is_a_failure(declared: Settings, database: asyncp
 async def test_a_newer_schema_is_a_failure(declared: Settings, database: asyncpg.Connection) -> None:
     await database.execute("insert into teamturn_migrations (version, name) values (9999, 'of the future')")
     assert "9999" in (await checked(declared, code=FAILED))["schema"]["says"]
+
+
+async def test_a_newer_schema_that_is_compatible_is_fine(declared: Settings, database: asyncpg.Connection) -> None:
+    known = sql.MIGRATIONS[-1].version
+    await database.execute(sql.RECORD_MIGRATION, 9999, "of the future", known)
+    says = (await checked(declared, code=FINE))["schema"]["says"]
+    assert says == f"'ai' is at version 9999, and compatible with this program, which knows {known}"
 
 
 @pytest.mark.parametrize("name", ["partitions", "prefetch"])

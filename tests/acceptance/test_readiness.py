@@ -44,10 +44,14 @@ async def test_a_worker_that_consumes_is_alive_and_ready_and_tells_no_secret(set
         await eventually(probe.is_ready)
         alive = await probe.get("/healthz")
         told = await probe.get("/readyz")
-    assert (alive.status_code, told.status_code) == (200, 200)
+        counted, at_hand = await probe.get("/metrics"), await probe.get("/turns")
+    pages = (alive, told, counted, at_hand)
+    assert [page.status_code for page in pages] == [200] * 4
+    assert 'teamturn_ready{part="taking"} 1.0' in counted.text
+    assert at_hand.json() == {"total": 0, "behind": 0, "turns": []}
     for url in (settings.amqp_url, settings.postgres_url):
         password = url.get_secret_value().split("@")[0].rsplit(":", 1)[-1]
-        assert password not in alive.text + told.text
+        assert not any(password in page.text for page in pages)
 
 
 @pytest.mark.usefixtures("broker")

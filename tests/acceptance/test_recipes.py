@@ -122,6 +122,7 @@ async def running(
             "OPENAI_API_KEY": "sk-none",
             "OPENAI_BASE_URL": models.server.url,
             "RATES_URL": rates.url,
+            "TEAMTURN_LOG_LEVEL": "debug",  # summary_written among the events
         }
         folder = tmp_path_factory.mktemp("gates")
         examples = ROOT / "deploy" / "examples"

@@ -388,13 +388,90 @@ async def test_a_deleted_session_s_request_that_comes_again_is_answered_and_not_
 ) -> None:
     request = {"run_id": f"{session}-run", "session_id": session, "team_id": "remembers", "input": "hi"}
     await stage.broker.publish(request)
-    first = await stage.broker.reply(request["run_id"])
+    await stage.broker.reply(request["run_id"])
     await sessions(stage, "delete", session, "--yes")
     await stage.broker.publish(request)
     replies = stage.broker.replies
     await eventually(lambda: sum(one.message_id == request["run_id"] for one in replies) == 2)
-    assert json.loads(replies[-1].body) == first
+    again = json.loads(replies[-1].body)
+    assert (again["status"], again["content"], again["error"]["code"]) == ("ERROR", None, "session_deleted")
     assert await stage.runs(session) == []
+
+
+async def test_with_its_receipts_deleted_a_request_that_comes_again_is_executed_again(
+    stage: Stage, session: str
+) -> None:
+    request = {"run_id": f"{session}-run", "session_id": session, "team_id": "echo", "input": "hi"}
+    await stage.broker.publish(request)
+    await stage.broker.reply(request["run_id"])
+    await sessions(stage, "delete", session, "--yes", "--receipts")
+    await stage.broker.publish(request)
+    await eventually(lambda: has_runs(stage, session, 1))
+
+
+async def has_runs(stage: Stage, session: str, number: int) -> bool:
+    return len(await stage.runs(session)) == number
+
+
+async def test_delete_of_a_user_takes_all_of_theirs_and_says_what_is_not_reached(stage: Stage, user: str) -> None:
+    await asked_by(stage, user, a="team echo", b="agent clerk")
+    await asked_by(stage, f"{user}-2", c="team echo")
+    code, out, err = await sessions(stage, "delete", "--user", user, "--yes")
+    assert (code, out) == (COMPLETED, "2 sessions deleted; 2 receipts of no session emptied\n")
+    for word in ("queues", "logs", "backups", "teamturn dead drop --user"):
+        assert word in err
+    assert await listed(stage, "--user", user) == []
+    assert await listed(stage, "--user", f"{user}-2") == [f"{user}-2-c"]
+
+
+@pytest.mark.parametrize("options", [(), ("s1", "--user", "ada")], ids=["nothing", "both"])
+async def test_delete_must_be_told_which(stage: Stage, options: tuple[str, ...]) -> None:
+    code, out, err = await sessions(stage, "delete", *options, "--yes")
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+
+
+# --- prune ---
+
+
+async def test_prune_says_what_it_would_delete_and_deletes_it(stage: Stage, user: str) -> None:
+    await asked_by(stage, user, a="team echo", b="team echo", c="team echo")
+    await stage.database.execute(
+        """
+        with old as (
+            update ai.agno_sessions set created_at = created_at - 100 * 86400, updated_at = updated_at - 100 * 86400
+            where user_id = $1 and session_id <> $1 || '-c'
+            returning session_id
+        )
+        update ai.receipts as receipt set created_at = receipt.created_at - interval '100 days'
+        from old where receipt.session_id = old.session_id
+        """,
+        user,
+    )
+    chosen = ("prune", "--older-than", "90d", "--user", user)
+    counts = {"sessions": 2, "runs": 2, "receipts": 2, "unfinished": 0, "held": 0}
+    for options, dry_run, left in ((("--dry-run",), True, "abc"), (("--yes",), False, "c")):
+        code, out, err = await sessions(stage, *chosen, *options, "--json")
+        told = json.loads(out)
+        assert (code, err, told.pop("bytes") > 0, told) == (COMPLETED, "", True, counts | {"dry_run": dry_run})
+        assert set(await listed(stage, "--user", user)) == {f"{user}-{one}" for one in left}
+    code, out, _ = await sessions(stage, *chosen, "--yes")
+    assert (code, out) == (COMPLETED, "0 sessions with 0 runs, 0 receipts: 0 B deleted\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--older-than", "23h", "--yes"), "a day at least"),
+        (("--older-than", "yesterday", "--yes"), "no span of time"),
+        (("--older-than", "90d", "--team", "a", "--agent", "b", "--yes"), "one target"),
+        (("--older-than", "90d"), "--yes"),
+    ],
+    ids=["too young", "no span", "two targets", "nobody to ask"],
+)
+async def test_prune_that_can_t_be_meant_is_a_line(stage: Stage, options: tuple[str, ...], says: str) -> None:
+    code, out, err = await sessions(stage, "prune", *options)
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert says in err
 
 
 # --- export ---

@@ -16,7 +16,7 @@ from typing import Final
 from pydantic import JsonValue
 from rich.console import Console
 
-from tests.benchmarks import agno_turns, conversation, fleet, in_flight, lone, model_turns, paces, report
+from tests.benchmarks import agno_turns, conversation, fleet, in_flight, lone, model_turns, paces, report, sizing
 from tests.benchmarks.figures import FIGURES, Finding
 from tests.benchmarks.machine import described
 from tests.benchmarks.plan import QUICK, Plan
@@ -36,6 +36,7 @@ BENCHMARKS: Final[Mapping[Benchmark, Collection[str]]] = {
     conversation.stream_latency: ("stream_latency",),
     in_flight.in_flight: ("in_flight",),
     model_turns.in_flight_model: ("in_flight_model",),
+    sizing.memory_per_turn: ("memory_per_turn",),
     agno_turns.vs_agno_turns: ("vs_agno_turns",),
     agno_turns.vs_agno_flat_1000: ("vs_agno_flat_1000",),
     agno_turns.vs_agno_handoff: ("vs_agno_handoff",),

@@ -62,6 +62,12 @@ FIGURES: Final = {
             also={"connections": Reach("≤", 4), "peak_memory_mb": Reach("≤", 400)},
         ),
         Figure("in_flight_model", "the same through a Team and a model over HTTP that answers after 5 s", None),
+        Figure(
+            "memory_per_turn",
+            "memory that a Team's turn takes while it waits for its model, between 256 and 1,000 at once",
+            None,
+            unit="KiB",
+        ),
         Figure("handoff", "turns within one single session, instant executor", Reach("≥", 250), unit="turns/s"),
         Figure(
             "latency_vs_handwritten",

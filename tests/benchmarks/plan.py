@@ -30,6 +30,10 @@ class Plan:
     """Sessions, each with two requests."""
     in_flight_seconds: float = 5
     in_flight_model: int = 1_500
+    waiting_turns: tuple[int, int] = (256, 1_000)
+    """How many turns wait for their model when the memory is looked at."""
+    long_sessions: int = 32
+    """Of the turns that wait, those in sessions of `long_session` runs."""
     window_seconds: float = 8
     """In which the paces of a fleet are taken."""
     stories: tuple[str, ...] = ("joined", "told to leave", "killed", "frozen")
@@ -56,6 +60,8 @@ QUICK = Plan(
     in_flight=200,
     in_flight_seconds=1,
     in_flight_model=50,
+    waiting_turns=(10, 50),
+    long_sessions=2,
     window_seconds=2,
     stories=("joined", "killed"),
 )

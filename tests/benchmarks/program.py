@@ -92,7 +92,14 @@ class Program:
 
     def peak_memory_mb(self) -> float:
         """The most that it has had in memory, in MiB."""
-        (line,) = (line for line in self._proc("status").splitlines() if line.startswith("VmHWM:"))
+        return self._memory_mb("VmHWM")
+
+    def memory_mb(self) -> float:
+        """What it has in memory now, in MiB."""
+        return self._memory_mb("VmRSS")
+
+    def _memory_mb(self, name: str) -> float:
+        (line,) = (line for line in self._proc("status").splitlines() if line.startswith(f"{name}:"))
         return int(line.split()[1]) / 1024
 
     def _has_ended(self) -> bool:

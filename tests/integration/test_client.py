@@ -23,7 +23,7 @@ from tests.support.proxy import Proxy
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT, environment_of, run_python, worker_of
 from worker.broker import connected
-from worker.client import RunClient, submitted, watch
+from worker.client import RunClient, link, submitted, watch
 from worker.client.pending import PendingRun
 from worker.client.submitted import SubmittedRuns
 from worker.errors import ClientClosed, ClientError, ClientTimedOut, NoRoute, PublishNacked, UnknownRun
@@ -302,7 +302,10 @@ async def test_an_exchange_that_is_gone_is_named_and_costs_nobody_else_an_answer
         assert (await answer).content == "hello"
 
 
-async def test_a_full_queue_that_refuses_is_said_to(settings: Settings, broker: TestBroker) -> None:
+async def test_a_full_queue_that_goes_on_refusing_is_said_to(
+    settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_REFUSED_SECONDS", 0.2)
     exchange = await broker.channel.declare_exchange(f"{settings.prefix}.requests", "direct", durable=True)
     queue = await broker.channel.declare_queue(
         f"{settings.prefix}.requests.0", durable=True, arguments={"x-max-length": 1, "x-overflow": "reject-publish"}

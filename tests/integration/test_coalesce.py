@@ -29,7 +29,7 @@ from worker.sessions.statements import Cancellation
 from worker.sessions.store import LANES
 from worker.settings import Settings
 from worker.turns.running import Run
-from worker.wiring import Worker
+from worker.worker import Worker
 
 
 @pytest.fixture

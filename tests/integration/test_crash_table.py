@@ -23,7 +23,7 @@ from worker.executors.function import executor
 from worker.executors.turn import Turn
 from worker.sessions.lanes import LaneConnection
 from worker.settings import Settings
-from worker.wiring import Worker
+from worker.worker import Worker
 
 _CUT_LANES = """select pg_terminate_backend(pid) from pg_stat_activity
                 where application_name like 'teamturn lane%' and datname = current_database()"""

@@ -131,7 +131,7 @@ async def test_a_worker_whose_first_lane_is_lost_has_its_share_again(
 async def test_a_lane_that_postgres_has_just_ended_is_lost_whatever_the_moment(settings: Settings, steps: int) -> None:
     """As when a worker that was frozen goes on: what Postgres said meanwhile is read when statements are sent."""
     lane = Lane(settings.postgres_url, settings.db_schema, 0)
-    membership = Membership(lane, settings.prefix, settings.partitions)
+    membership = Membership(lane, settings)
     await lane.open()
     running = asyncio.create_task(lane.run())
     try:

@@ -27,7 +27,7 @@ from worker.executors.turn import Turn
 from worker.settings import Settings
 from worker.turns import kept_results
 from worker.turns.kept_results import KeptResults
-from worker.wiring import Worker
+from worker.worker import Worker
 
 
 class Held:

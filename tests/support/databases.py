@@ -24,7 +24,8 @@ where datname = current_database() and pid <> pg_backend_pid()
 """
 _TABLES: Final = """
 select oid::regclass::text from pg_class
-where relkind = 'r' and oid >= 16384 and relname not in ('teamturn_migrations', 'agno_schema_versions')
+where relkind = 'r' and oid >= 16384
+  and relname not in ('teamturn_migrations', 'teamturn_compatible_migrations', 'agno_schema_versions')
 order by relname
 """
 _FINGERPRINT: Final = """
@@ -44,6 +45,7 @@ select md5(concat_ws(
         where setdatabase = (select oid from pg_database where datname = current_database())),
     (select concat_ws(',', datallowconn, datconnlimit, datacl) from pg_database where datname = current_database()),
     (select string_agg(applied::text, ';' order by applied) from ai.teamturn_migrations as applied),
+    (select string_agg(applied::text, ';' order by applied) from ai.teamturn_compatible_migrations as applied),
     (select string_agg(version::text, ';' order by version) from ai.agno_schema_versions as version)
 ))
 """

@@ -27,12 +27,12 @@ from tests.support.workers import WorkerProcess
 from worker.broker import connected
 from worker.executors.function import executor
 from worker.executors.turn import Turn
-from worker.fleet.view import fleet_state
+from worker.fleet.view import fleet_state, queue_depth
 from worker.intake.topology import Topology, apply
 from worker.sandbox import Sandbox
 from worker.sessions.database import connect
 from worker.settings import Settings
-from worker.wiring import Worker
+from worker.worker import Worker
 
 TEAMS = "elastic_teams:everything"
 
@@ -98,16 +98,19 @@ class Crew:
         """What each worker, by its process id, is to consume now."""
         async with self._looking:
             live = await self._database.fetch(sql.LIST_FLEET, self._settings.prefix)
-            recorded = await self._database.fetchrow(sql.READ_FLEET, self._settings.prefix)
-        owners = list(enumerate((recorded and recorded["owners"]) or ()))
+            # Not as the program reads it: the schema may be an older one.
+            owned = "select owners from fleet_assignments where prefix = $1"
+            owners = list(enumerate(await self._database.fetchval(owned, self._settings.prefix) or ()))
         return {
             int(one["worker"].rpartition(":")[2]): [number for number, owner in owners if owner == one["member"]]
             for one in live
         }
 
     async def _are_consumed(self, partitions: Iterable[int]) -> bool:
-        consumers = [one.consumers for one in (await self.state()).partitions]
-        return all(consumers[number] for number in partitions)
+        topology = Topology(prefix=self._settings.prefix, partitions=self._settings.partitions)
+        async with connected(self._settings.amqp_url, name="crew") as broker:
+            depths = [await queue_depth(broker.amqp, topology.partition(number)) for number in partitions]
+        return all(consumers for _, consumers in depths)
 
 
 def a_session_of(partition: int, settings: Settings) -> str:
@@ -156,7 +159,7 @@ class Scene:
 
 @asynccontextmanager
 async def under_load(
-    sandbox: Sandbox, template: str, *, amqp_url: str | None = None, team_id: str = "unhurried", ahead: int = 5
+    sandbox: Sandbox, template: str | None, *, amqp_url: str | None = None, team_id: str = "unhurried", ahead: int = 5
 ) -> AsyncIterator[Scene]:
     """A database and a prefix of its own, and requests that wait for the first worker."""
     async with AsyncExitStack() as stack:

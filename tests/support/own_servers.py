@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from unittest import mock
 
+import asyncpg
 import pytest
 from typing_extensions import override
 
 from worker.sandbox import ways
 from worker.sandbox.errors import SandboxError
+from worker.sandbox.postgres import PostgresNode
 from worker.sandbox.rabbitmq import RabbitmqNode
 from worker.sandbox.server import Server
 from worker.sandbox.site import Site
@@ -85,3 +88,47 @@ async def memory_alarm(node: RabbitmqNode) -> AsyncIterator[None]:
         yield
     finally:
         await rabbitmqctl(node, "set_vm_memory_high_watermark", "0.4")
+
+
+def rabbitmq_conf_of_tls(port: int, authority: Path, certificate: Path, key: Path) -> str:
+    """Lines for `own_rabbitmq`: a TLS listener, to which a client shows a certificate of the authority's."""
+    return (
+        f"listeners.ssl.1 = 127.0.0.1:{port}\n"
+        f"ssl_options.cacertfile = {authority}\n"
+        f"ssl_options.certfile = {certificate}\n"
+        f"ssl_options.keyfile = {key}\n"
+        "ssl_options.verify = verify_peer\n"
+        "ssl_options.fail_if_no_peer_cert = true\n"
+    )
+
+
+async def turn_tls_on(server: Server, authority: bytes, certificate: bytes, key: bytes) -> None:
+    """Have a Postgres of ours speak TLS with this certificate, from the next connection on."""
+    assert isinstance(server, PostgresNode)
+    given = server._home.stat()
+    for name, content in (("ca.pem", authority), ("server.pem", certificate), ("server.key", key)):
+        file = server._home / name
+        file.write_bytes(content)
+        file.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(file, given.st_uid, given.st_gid)
+    admin = await asyncpg.connect(server.url, ssl="disable")
+    for setting in (
+        "ssl_ca_file = 'ca.pem'",
+        "ssl_cert_file = 'server.pem'",
+        "ssl_key_file = 'server.key'",
+        "ssl = on",
+    ):
+        await admin.execute(f"alter system set {setting}")
+    await admin.execute("select pg_reload_conf()")
+    await admin.close()
+
+
+async def ask_for_certificates(server: Server, role: str) -> None:
+    """Have a Postgres of ours take a role by its certificate alone."""
+    assert isinstance(server, PostgresNode)
+    rules = server._home / "pg_hba.conf"
+    rules.write_text(f"hostssl all {role} all cert\n" + rules.read_text())
+    admin = await asyncpg.connect(server.url, ssl="disable")
+    await admin.execute("select pg_reload_conf()")
+    await admin.close()

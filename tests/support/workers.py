@@ -16,7 +16,8 @@ from typing import Any, Self
 from tests.support.waiting import eventually
 from worker.executors.turn import Executor
 from worker.settings import Settings
-from worker.wiring import Worker, running_worker
+from worker.wiring import running_worker
+from worker.worker import Worker
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -129,6 +129,9 @@ class FakeMessage:
     type: str | None = None
     app_id: str | None = None
     user_id: str | None = None
+    exchange: str | None = "teamturn.requests"
+    routing_key: str | None = "00"
+    delivery_tag: int | None = 1
     redelivered: bool | None = False
     acknowledged: int = 0
     ack_error: Exception | None = None

@@ -25,6 +25,7 @@ class FakePostgres:
         self.texts: list[str] = []
         self.under_way = 0
         self.closed = False
+        self.read_only = False
         self.before = before
         self._go = asyncio.Event()
         self._go.set()
@@ -56,7 +57,7 @@ class FakePostgres:
                 self.before(text, rows)
         finally:
             self.under_way -= 1
-        return [f"{row}!" for row in rows]
+        return [{"read_only": self.read_only}] if text == sql.PING else [f"{row}!" for row in rows]
 
     async def _held(self) -> None:
         await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from tests.unit.examples import NOW, a_turn, executor_of
 from worker.errors import ModelFailed, RunCancelled, TurnFailed, UsageLimitReached
 from worker.executors import attempt as attempt_module
 from worker.executors.attempt import Outcome, attempt
+from worker.executors.json_values import MAX_STATE_BYTES
 from worker.executors.turn import Turn
 
 _LONG = timedelta(seconds=30)
@@ -350,3 +351,13 @@ async def test_a_run_that_was_cancelled_before_its_attempt_ends_at_once_and_is_n
         outcome = await _outcome(goes_on, turn=turn)
     assert (outcome.status, outcome.session_state) == (RunStatus.CANCELLED, {"kept": 1})
     assert begun == []
+
+
+async def test_a_state_that_has_grown_too_large_is_an_invalid_result_and_the_stored_one_stays() -> None:
+    async def collects(turn: Turn) -> JsonValue:
+        turn.session_state["seen"] = "x" * MAX_STATE_BYTES
+        return "fine"
+
+    outcome = await _outcome(collects)
+    assert "larger than" in _assert_failed(outcome, ErrorCode.INVALID_RESULT).message
+    assert outcome.session_state is None

@@ -129,3 +129,9 @@ def test_a_selection_means_what_agrees_with_all_of_it(selection: Selection, *, m
 
 def test_what_does_not_say_when_it_was_buried_is_not_since_any_time() -> None:
     assert letter(a_body()) not in Selection(since=NOON)
+
+
+@pytest.mark.parametrize(("user_id", "meant"), [("ada", True), ("bob", False)])
+def test_a_user_s_dead_letters_are_those_whose_body_names_the_user(user_id: str, *, meant: bool) -> None:
+    assert (letter(a_body(user_id="ada")) in Selection(user_id=user_id)) is meant
+    assert letter(b"not JSON, and nobody's") not in Selection(user_id=user_id)

@@ -160,3 +160,30 @@ def test_what_is_wrong_says_what_to_do() -> None:
         doctor.problems("topology", ["missing"], "fine", "do"),
     ]
     assert all(check.verdict is not OK and check.advice for check in wrong)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "protocol", "verified", "verdict", "says"),
+    [
+        (
+            ["db.example"],
+            "TLSv1.3",
+            True,
+            OK,
+            "encrypted (TLSv1.3), and the server's certificate and name are verified",
+        ),
+        (["db.example"], "TLSv1.3", False, WARNING, "not verified"),
+        (["db.example"], None, False, WARNING, "not encrypted"),
+        (["localhost"], None, False, OK, "does not leave this machine"),
+        (["127.0.0.2", "::1", "/run/postgresql", None], None, False, OK, "does not leave this machine"),
+        (["localhost", "db.example"], None, False, WARNING, "not encrypted"),
+        (["localhost.example"], None, False, WARNING, "not encrypted"),
+    ],
+)
+def test_what_leaves_the_machine_is_to_be_encrypted_and_its_server_known(
+    hosts: list[str | None], protocol: str | None, *, verified: bool, verdict: Verdict, says: str
+) -> None:
+    check = doctor.encryption("rabbitmq tls", hosts, protocol=protocol, verified=verified, advice="use TLS")
+    assert check.verdict is verdict
+    assert says in check.says
+    assert check.advice == (None if verdict is OK else "use TLS")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worker.operations.health import Condition, Health
+from worker.operations.probes import Answer
 
 WORKING = Condition(lanes=True, room=True, broker=True, publishing=True, consuming=True, standing_by=False)
 
@@ -20,7 +21,7 @@ def told(health: Health) -> tuple[int, dict[str, Any]]:
 
 def of(condition: Condition) -> Health:
     health = Health()
-    health.started(lambda: condition)
+    health.started(lambda: condition, {})
     return health
 
 
@@ -46,12 +47,12 @@ def test_one_that_stands_by_is_ready() -> None:
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
-        (("lanes", "consuming"), "Postgres can't be reached"),
+        (("lanes", "consuming"), "Postgres can't be reached, or takes no writes"),
         (("room", "consuming"), "Postgres's disk is full"),
         (("broker", "consuming"), "RabbitMQ can't be reached"),
         (("publishing",), "RabbitMQ takes no messages: it has a memory or disk alarm"),
         (("consuming",), "the requests are not consumed yet"),
-        (("lanes", "broker", "consuming"), "Postgres can't be reached"),
+        (("lanes", "broker", "consuming"), "Postgres can't be reached, or takes no writes"),
     ],
 )
 def test_one_that_lacks_something_is_not_and_says_what(missing: tuple[str, ...], reason: str) -> None:
@@ -68,6 +69,16 @@ def test_before_its_start_it_is_alive_and_not_ready() -> None:
     health = Health()
     assert health.pages["/healthz"]().status == 200
     assert (told(health)[0], told(health)[1]["reason"]) == (503, "the worker is starting")
+
+
+def test_what_there_is_to_see_of_a_worker_is_there_once_it_has_started() -> None:
+    health = Health()
+    pages = health.pages
+    assert [pages[path]().status for path in ("/metrics", "/turns")] == [503, 503]
+    health.started(lambda: WORKING, {"/metrics": lambda: Answer(200, b"1"), "/turns": lambda: Answer(200, b"2")})
+    assert [pages[path]().body for path in ("/metrics", "/turns")] == [b"1", b"2"]
+    health.draining()
+    assert pages["/metrics"]().body == b"1"
 
 
 def test_when_it_drains_it_is_alive_and_not_ready() -> None:

@@ -412,3 +412,25 @@ async def test_a_step_that_may_be_made_twice_is_not_begun_once_others_may_have_t
     with pytest.raises(LaneLost):
         await attempt(executor_of(run), turn, limit=timedelta(seconds=5), now=NOW, deadline=None)
     assert calls.made == ["first"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [("MAX_RECORDS", 10), ("MAX_RECORDED_BYTES", 1000)], ids=["records", "bytes"]
+)
+async def test_a_turn_that_never_ends_recording_ends_at_its_limit_also_over_several_attempts(
+    monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(f"worker.executors.journal.{limit}", most)
+    book = Book(dies_at=6)
+    made = 0
+
+    async def run(turn: Turn) -> Any:
+        nonlocal made
+        for number in range(100):
+            made += 1
+            await turn.step(f"step {number}", lambda: "x" * 100, repeatable=True)
+
+    outcome = await book.until_done(executor_of(run))
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.USAGE_LIMIT_EXCEEDED
+    assert made < 30

@@ -19,7 +19,7 @@ from schemas.events import RUN_EVENT, RunFinished
 from schemas.json_schema import MESSAGES, json_schemas
 from schemas.replies import RunReply, RunStatus
 from tests.support.workers import ROOT
-from worker.intake import forwarding
+from worker.intake import delivery, forwarding
 
 FILES = resources.files("schemas") / "json"
 REPLY = RunReply(
@@ -132,7 +132,7 @@ def test_a_whole_event_and_its_reply_are_valid_as_they_are_published() -> None:
 def test_the_headers_of_dead_letters_are_those_that_workers_set() -> None:
     set_by_workers = {value for name, value in vars(forwarding).items() if name.endswith("_HEADER")}
     described = {field.alias for field in DeadLetterHeaders.model_fields.values()}
-    assert described == set_by_workers | {forwarding.WITHOUT_MESSAGE_ID}
+    assert described == set_by_workers | {delivery.WITHOUT_MESSAGE_ID}
 
 
 def test_they_are_in_the_wheel(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+import sql
 from tests.support.waiting import eventually
 from tests.unit.examples import everything_that_can_run
 from tests.unit.lane_connections import ECHO, FakePostgres, running, settled, statement
@@ -84,6 +85,21 @@ async def test_a_connection_that_dies_while_idle_is_noticed_by_the_ping(monkeypa
     async with asyncio.timeout(5):
         await run
     with pytest.raises(LaneLost):
+        await lane.submit(ECHO, "a")
+
+
+async def test_a_connection_that_can_not_write_any_more_is_lost_before_a_turn_meets_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lanes, "_PING_SECONDS", 0.01)
+    postgres = FakePostgres()
+    lane = LaneConnection(cast("asyncpg.Connection", postgres))
+    run = asyncio.create_task(lane.run())
+    await eventually(lambda: postgres.texts.count(sql.PING) >= 2)
+    postgres.read_only = True
+    async with asyncio.timeout(5):
+        await run
+    with pytest.raises(LaneLost, match="takes no writes"):
         await lane.submit(ECHO, "a")
 
 

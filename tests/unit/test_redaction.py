@@ -13,8 +13,10 @@ import pytest
 import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.context import attach, detach
 
 from worker.operations.logging import Redaction, configure_logging, secrets_in
+from worker.operations.tracing import context_of
 
 _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
 
@@ -40,6 +42,7 @@ _SECRETS = st.lists(st.text(min_size=1, max_size=12), max_size=5)
         ({"DATABASE_URL": "postgresql://user:hunter2hunter2@h/d"}, {"hunter2hunter2"}),
         ({"DATABASE": "postgresql://user:hunter2hunter2@h/d"}, set()),
         ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?user=u&password=hunter2hunter2"}, {"hunter2hunter2"}),
+        ({"TEAMTURN_POSTGRES_URL": "postgresql://h/d?sslkey=/etc/ours.key&sslpassword=hunter2"}, {"hunter2"}),
         ({"my_api_key": "sk-12345", "App_Secret": "shhhhh"}, {"sk-12345", "shhhhh"}),
         ({"PWD": "/home/somebody", "OLDPWD": "/home/somebody", "COMPAT": "version-5", "BYPASS": "/healthz"}, set()),
         ({"service_url": "https://user:hunter2hunter2@h/"}, {"hunter2hunter2"}),
@@ -104,12 +107,12 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Log]]:
     levels = {name: logging.getLogger(name).level for name in ("aio_pika", "aiormq", "httpx", "httpx2")}
     before = structlog.get_config()
 
-    def configured(**environment: str) -> Log:
+    def configured(*, content: bool = False, **environment: str) -> Log:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         written = io.StringIO()
         monkeypatch.setattr("sys.stderr", written)
-        configure_logging()
+        configure_logging(content=content)
         return lambda: written.getvalue().splitlines()
 
     yield configured
@@ -154,6 +157,22 @@ def test_what_a_turn_binds_is_in_its_events_and_in_libraries_records(lines: Call
     assert theirs["event"] == "theirs: 5"
 
 
+def test_what_is_logged_within_a_trace_says_which(lines: Callable[..., Log]) -> None:
+    written = lines()
+    parent = context_of({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+    assert parent is not None
+    token = attach(parent)
+    try:
+        structlog.get_logger().info("ours")
+        logging.getLogger("asyncpg").warning("theirs")
+    finally:
+        detach(token)
+    structlog.get_logger().info("after")
+    ours, theirs, after = map(_event, written())
+    assert {(one["trace_id"], one["span_id"]) for one in (ours, theirs)} == {("a" * 32, "b" * 16)}
+    assert "trace_id" not in after
+
+
 def test_an_exception_is_in_the_line_of_its_event_without_the_secret_in_its_text(lines: Callable[..., Log]) -> None:
     written = lines(OPENAI_API_KEY="sk-hunter2hunter2")
     try:
@@ -185,3 +204,50 @@ def test_the_line_is_still_json_after_a_secret_was_cut_out(lines: Callable[..., 
     structlog.get_logger().info("x", text='secret", "a": "b')
     (line,) = written()
     _event(line)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "401 for headers {'Authorization': 'Bearer sk-hunter2hunter2', 'Accept': '*/*'}",
+        "Authorization: Basic c2stOmh1bnRlcjI=",
+        "authorization=sk-hunter2hunter2&next=1",
+        'POST with {"x-api-key": "sk-hunter2hunter2"}',
+        "curl -H 'X-API-Key: sk-hunter2hunter2'",
+        "api_key='sk-hunter2hunter2' was refused",
+        "refused: bearer sk-hunter2hunter2",
+        "can't reach amqps://user:sk-hunter2hunter2@mq.example:5671/",
+        "postgresql://user:sk-hunter2%20hunter2%40@db/app",
+    ],
+)
+def test_a_credential_that_nobody_named_is_known_by_what_stands_before_it(text: str) -> None:
+    redacted = Redaction([])(text)
+    assert "***" in redacted
+    assert "hunter2" not in redacted
+    assert "c2stOmh1bnRlcjI" not in redacted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no authorization was given for it",
+        "the bearer of this letter",
+        "see https://example.org:8080/docs and mailto:a@b.example",
+        "TEAMTURN_AMQP_URL must look like amqp://host:5672/",
+    ],
+)
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert Redaction([])(text) == text
+
+
+def test_no_text_in_a_line_is_endless_and_of_a_traceback_both_ends_are_seen(lines: Callable[..., Log]) -> None:
+    written = lines(content=True)
+    try:
+        raise ValueError(f"{'x' * 1_000_000} at the end")  # noqa: TRY301 - it is to be logged
+    except ValueError:
+        structlog.get_logger().exception("tool_failed", given=["y" * 1_000_000])
+    (line,) = written()
+    assert len(line) < 100_000
+    event = _event(line)
+    assert "Traceback" in event["exception"]
+    assert event["exception"].endswith("at the end")

@@ -125,3 +125,17 @@ def test_a_request_can_not_be_changed() -> None:
     request = a_request()
     with pytest.raises(ValidationError, match="frozen"):
         request.run_id = "r2"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "decisions",
+    [
+        [{"tool_call_id": f"c{number}", "approved": True} for number in range(1001)],
+        [{"tool_call_id": "c1", "approved": False, "message": "x" * 10_001}],
+    ],
+    ids=["many", "long"],
+)
+def test_decisions_are_a_thousand_at_most_and_each_is_short(decisions: list[dict[str, Any]]) -> None:
+    with pytest.raises(RequestRefused) as refused:
+        read_request(a_body(continues="r0", decisions=decisions), None, largest_bytes=2**20)
+    assert (refused.value.code, "decisions" in refused.value.message) == (ErrorCode.INVALID_REQUEST, True)

@@ -30,6 +30,9 @@ _DEFAULTS = {
     "MAX_REQUEST_BYTES": 1_048_576,
     "REPLY_TO_PATTERN": "",
     "HTTP_PORT": 8080,
+    "LOG_LEVEL": "info",
+    "LOG_CONTENT": False,
+    "TRACE_CONTENT": False,
 }
 _OTHERS = {
     "AMQP_URL": ("amqps://u:p@rabbit.example:5671/vhost", "amqps://u:p@rabbit.example:5671/vhost"),
@@ -45,6 +48,9 @@ _OTHERS = {
     "MAX_REQUEST_BYTES": ("10", 10),
     "REPLY_TO_PATTERN": (r"my-[a-z]+", r"my-[a-z]+"),
     "HTTP_PORT": ("0", 0),
+    "LOG_LEVEL": ("WARNING", "warning"),
+    "LOG_CONTENT": ("true", True),
+    "TRACE_CONTENT": ("true", True),
 }
 
 
@@ -129,6 +135,8 @@ def test_a_driver_suffix_is_dropped_and_nothing_else(given: str, used: str, monk
         *[("DRAIN_TIMEOUT", value) for value in ("-1", "inf", "nan", "hunter2")],
         *[("MAX_REQUEST_BYTES", value) for value in ("0", "-1", "1MB", "hunter2")],
         *[("HTTP_PORT", value) for value in ("-1", "65536", "hunter2", "80.5")],
+        *[("LOG_LEVEL", value) for value in ("hunter2", "trace", "20", "info,debug")],
+        *[("LOG_CONTENT", value) for value in ("hunter2", "2", "maybe")],
         *[("REPLY_TO_PATTERN", value) for value in ("hunter2(", "[hunter2", "*hunter2")],
     ],
 )
@@ -142,6 +150,7 @@ def test_a_wrong_value_ends_the_start_with_a_line_that_names_the_variable_and_no
     ("name", "value"),
     [
         ("AMQP_URL", "amqp://user:hunter2@rabbit:port/"),
+        ("AMQP_URL", "amqp://user:hunter2@rabbit:5671/?cafile=/etc/ca.pem"),
         ("AMQP_URL", "amqp://user:hunter2@rabbit:99999/"),
         ("AMQP_URL", "amqp://user:hunter2@[::1/"),
         ("POSTGRES_URL", "postgresql://user:hunter2@db:port/x"),

@@ -20,6 +20,7 @@ from pydantic import JsonValue
 
 from worker.agno.answers import Unrecordable, answer_of, name_calls, recorded_answer
 from worker.agno.asked import digest_of
+from worker.agno.prices import tell_usage
 from worker.agno.tools import TurnTools
 from worker.executors.journal import Asked
 from worker.executors.turn import Turn
@@ -98,11 +99,14 @@ class TurnModels:
     async def _ask(self, model: Any, asked: dict[str, Any]) -> Any:
         recording: _Recording = getattr(model, _RECORDING)
         try:
-            return await recording.kind.ainvoke(model, **asked)
+            answer = await recording.kind.ainvoke(model, **asked)
         except Exception as error:
             self.failures.append(error)
             self._failed_runs[id(error)] = asked.get("run_response")
             raise
+        else:
+            tell_usage(model, answer.response_usage)
+            return answer
         finally:
             recording.share_connections(model)
 

@@ -18,6 +18,7 @@ from agno.run.agent import RunOutput
 from agno.run.base import RunStatus
 from agno.session import AgentSession
 
+from worker.agno.prices import tell_usage
 from worker.errors import InvalidOutput, SummaryRejected
 from worker.executors.batches import (
     LONGEST_SIDE_CHARACTERS,
@@ -64,6 +65,7 @@ class AgnoSummarizer:
             if isinstance(known, ContextWindowExceededError) or known.status_code in _REJECTING_STATUS:
                 raise SummaryRejected(len(runs), type(known).__name__) from error
             raise
+        tell_usage(manager.model, metrics)
         text = clean((written.summary if written is not None else "").strip()[:LONGEST_SUMMARY_CHARACTERS])
         if not text:
             raise InvalidOutput("the model wrote no summary")

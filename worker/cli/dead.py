@@ -35,6 +35,7 @@ _Ids = Annotated[list[str] | None, typer.Argument(help="As `teamturn dead list` 
 _Code = Annotated[str | None, typer.Option("--code", help="Those of this code, misrouted say.")]
 _Session = Annotated[str | None, typer.Option("--session", help="Those of this session.", metavar="ID")]
 _Run = Annotated[str | None, typer.Option("--run", help="Those of this run.", metavar="ID")]
+_User = Annotated[str | None, typer.Option("--user", help="Those of this user.", metavar="ID")]
 _Team = Annotated[str | None, typer.Option("--team", help="Those for this team.", metavar="ID")]
 _Agent = Annotated[str | None, typer.Option("--agent", help="Those for this agent.", metavar="ID")]
 _Workflow = Annotated[str | None, typer.Option("--workflow", help="Those for this workflow.", metavar="ID")]
@@ -50,6 +51,7 @@ def list_command(
     code: _Code = None,
     session: _Session = None,
     run: _Run = None,
+    user: _User = None,
     team: _Team = None,
     agent: _Agent = None,
     workflow: _Workflow = None,
@@ -69,7 +71,7 @@ def list_command(
         3 min ago · attempts_exhausted · team capital · session s1 · 412 B
         3 attempts ended without a further step
     """  # noqa: D301 - \b has typer keep the lines below it
-    selection = _selection(None, code, session, run, team, agent, workflow, since)
+    selection = _selection(None, code, session, run, user, team, agent, workflow, since)
     console = Console(highlight=False, markup=False)
 
     async def look(queue: DeadLetterQueue) -> None:
@@ -134,6 +136,7 @@ def replay_command(
     code: _Code = None,
     session: _Session = None,
     run: _Run = None,
+    user: _User = None,
     team: _Team = None,
     agent: _Agent = None,
     workflow: _Workflow = None,
@@ -158,7 +161,7 @@ def replay_command(
 
     Exit code 1 if something was skipped or not found.
     """  # noqa: D301 - \b has typer keep the lines below it
-    selection = _chosen(ids, code, session, run, team, agent, workflow, since, everything=everything)
+    selection = _chosen(ids, code, session, run, user, team, agent, workflow, since, everything=everything)
     settings = Settings.read()
 
     async def work(queue: DeadLetterQueue, database: asyncpg.Connection) -> _Tally:
@@ -186,6 +189,7 @@ def drop_command(
     code: _Code = None,
     session: _Session = None,
     run: _Run = None,
+    user: _User = None,
     team: _Team = None,
     agent: _Agent = None,
     workflow: _Workflow = None,
@@ -205,7 +209,7 @@ def drop_command(
 
     Exit code 1 if something was not found.
     """  # noqa: D301 - \b has typer keep the lines below it
-    selection = _chosen(ids, code, session, run, team, agent, workflow, since, everything=everything)
+    selection = _chosen(ids, code, session, run, user, team, agent, workflow, since, everything=everything)
     meant: Counter[bytes] | None = None
     if not (yes or dry_run):
         meant = asyncio.run(_looking(lambda queue: _fingerprints(queue, selection)))
@@ -235,6 +239,7 @@ def _selection(  # noqa: PLR0917 - each is a filter
     code: str | None,
     session: str | None,
     run: str | None,
+    user: str | None,
     team: str | None,
     agent: str | None,
     workflow: str | None,
@@ -246,7 +251,14 @@ def _selection(  # noqa: PLR0917 - each is a filter
         raise StartupError("give one of --team, --agent and --workflow: a request is for one")
     target_type, target_id = targets[0] if targets else (None, None)
     return Selection(
-        frozenset(ids or ()), code, session, run, target_type, target_id, None if since is None else moment_of(since)
+        frozenset(ids or ()),
+        code,
+        session,
+        run,
+        user,
+        target_type,
+        target_id,
+        None if since is None else moment_of(since),
     )
 
 
@@ -254,8 +266,8 @@ def _chosen(ids: list[str] | None, *filters: str | None, everything: bool) -> Se
     """Return what a command that changes something is to change: it must have been said."""
     if everything == bool(ids or any(one is not None for one in filters)):
         raise StartupError("say which dead letters: ids as teamturn dead list shows them, filters, or --all")
-    code, session, run, team, agent, workflow, since = filters
-    return _selection(ids, code, session, run, team, agent, workflow, since)
+    code, session, run, user, team, agent, workflow, since = filters
+    return _selection(ids, code, session, run, user, team, agent, workflow, since)
 
 
 # --- going through the queue ---

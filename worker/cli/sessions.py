@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Final, TextIO, TypeVar
+from typing import Annotated, Final, TextIO
 
 import asyncpg
 import typer
@@ -15,20 +13,18 @@ from rich.console import Console
 
 from schemas.fleet import SessionHolder
 from schemas.ids import SessionType
-from worker.cli.terminal import age, json_line, one_line, printable
+from worker.cli import retention
+from worker.cli.database import on_database
+from worker.cli.terminal import age, json_line, printable
 from worker.cli.times import moment_of
 from worker.cli.transcripts import print_session, session_table
 from worker.errors import StartupError
 from worker.fleet.view import session_holders
-from worker.sessions.database import application_name, connect
-from worker.sessions.editing import Deleted, delete_session, rename_session
-from worker.sessions.migrations import require_current
+from worker.sessions.editing import rename_session
 from worker.sessions.reader import SessionFilter, SortedBy, is_turn, list_sessions, show_session
-from worker.settings import Settings
 
 app = typer.Typer(help="The stored sessions.", no_args_is_help=True)
 
-_T = TypeVar("_T")
 _LAST_TURNS: Final = 20
 
 _Id = Annotated[str, typer.Argument(help="The session's id.", metavar="ID")]
@@ -67,7 +63,7 @@ def list_command(
     chosen = _filter(user, team, agent, workflow, session_type, since, name)
     after = (page - 1) * limit
     # One more than is shown says whether there is another page.
-    found = _on_database(
+    found = on_database(
         lambda connection: list_sessions(connection, chosen, sorted_by=sort, limit=limit + 1, after=after)
     )
     shown = found[:limit]
@@ -98,7 +94,7 @@ def show_command(
       $ teamturn sessions show chat-1 --json | jq .session_data.session_state
     """  # noqa: D301 - as above
     whole = everything or as_json
-    session = _on_database(lambda connection: show_session(connection, session_id, last=None if whole else last + 1))
+    session = on_database(lambda connection: show_session(connection, session_id, last=None if whole else last + 1))
     if session is None:
         raise StartupError(f"there is no session {session_id!r}")
     if as_json:
@@ -123,7 +119,7 @@ def who_command(
 
     Without a session: all whose turn has lasted a moment. Exit code 1 if nobody holds the session.
     """
-    holders = _on_database(lambda connection: session_holders(connection, session_id))
+    holders = on_database(lambda connection: session_holders(connection, session_id))
     for holder in holders:
         if as_json:
             typer.echo(json_line(holder))
@@ -145,32 +141,11 @@ def rename_command(
       $ teamturn sessions rename chat-1 "Holiday in Rome"
     """  # noqa: D301 - as above
     try:
-        found = _on_database(lambda connection: rename_session(connection, session_id, name))
+        found = on_database(lambda connection: rename_session(connection, session_id, name))
     except ValueError as error:
         raise StartupError(str(error)) from None
     if not found:
         raise StartupError(f"there is no session {session_id!r}")
-
-
-@app.command("delete")
-def delete_command(
-    session_ids: Annotated[list[str], typer.Argument(help="The sessions' ids.", metavar="ID")],
-    *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
-    wait: Annotated[
-        float, typer.Option(min=0, max=86_400, help="Seconds to wait for a turn that is being executed.")
-    ] = 0,
-) -> None:
-    """Delete sessions with all their runs, after asking.
-
-    A session is left alone while a turn of it is being executed. The replies of its runs are kept: a request that is
-    delivered again gets its own. A request that waits, or comes later, begins a new session.
-
-    \b
-      $ teamturn sessions delete chat-1 chat-2 --yes --wait 60
-    """  # noqa: D301 - as above
-    left = [session_id for session_id in session_ids if not _deleted(session_id, yes=yes, wait_seconds=wait)]
-    raise typer.Exit(1 if left else 0)
 
 
 @app.command("export")
@@ -212,13 +187,13 @@ def export_command(
         return number
 
     if output is None:
-        _on_database(lambda connection: export(connection, sys.stdout))
+        on_database(lambda connection: export(connection, sys.stdout))
         return
     # A file that is there stays as it is until all is written.
     unfinished = output.with_name(f"{output.name}.unfinished")
     try:
         with unfinished.open("w", encoding="utf-8") as file:
-            number = _on_database(lambda connection: export(connection, file))
+            number = on_database(lambda connection: export(connection, file))
         unfinished.replace(output)
     except OSError as error:
         raise StartupError(f"{output} can't be written: {error.strerror}") from None
@@ -226,6 +201,10 @@ def export_command(
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
     typer.echo(f"{number} {'session' if number == 1 else 'sessions'} in {output}", err=True)
+
+
+app.command("delete")(retention.delete_command)
+app.command("prune")(retention.prune_command)
 
 
 def _filter(  # noqa: PLR0917 - the options, as they are given
@@ -251,43 +230,8 @@ def _filter(  # noqa: PLR0917 - the options, as they are given
     return SessionFilter(user, kind, target, moment, text)
 
 
-def _deleted(session_id: str, *, yes: bool, wait_seconds: float) -> bool:
-    """Delete a session, if whoever is asked says so. Return whether there is nothing of it any more."""
-    session = _on_database(lambda connection: show_session(connection, session_id, last=1))
-    if session is None:
-        typer.echo(printable(f"{session_id}: there is no such session"), err=True)
-        return False
-    if not yes:
-        if not sys.stdin.isatty():
-            raise StartupError("nobody can be asked here: say --yes to delete")
-        target = session.team_id or session.agent_id or session.workflow_id
-        whose = one_line(f"{session_id} ({session.session_type} {target}, user {session.user_id or '-'})")
-        if not typer.confirm(f"Delete {whose} with all its runs?"):
-            return False
-    outcome = _on_database(lambda connection: delete_session(connection, session_id, wait_seconds=wait_seconds))
-    if outcome is Deleted.BUSY:
-        typer.echo(
-            printable(f"{session_id}: a turn of it is being executed; nothing is deleted (--wait SECONDS)"), err=True
-        )
-    return outcome is not Deleted.BUSY
-
-
 def _print_holder(holder: SessionHolder) -> None:
     since = "just now" if holder.since is None else age(int(holder.since.timestamp()))
     run = "" if holder.run_id is None else f" · run {holder.run_id} · attempt {holder.attempt}"
     step = "" if holder.step is None else f" · step {holder.step}"
     typer.echo(f"{printable(holder.session_id)} · {holder.worker} · {since}{printable(run + step)}")
-
-
-def _on_database(query: Callable[[asyncpg.Connection], Awaitable[_T]]) -> _T:
-    settings = Settings.read()
-
-    async def run() -> _T:
-        connection = await connect(settings.postgres_url, settings.db_schema, application=application_name("sessions"))
-        try:
-            await require_current(connection, settings.db_schema)
-            return await query(connection)
-        finally:
-            await connection.close()
-
-    return asyncio.run(run())

@@ -12,14 +12,30 @@ _SPAN: Final = re.compile(r"(\d+) ?(s|min|h|d)")
 _SECONDS: Final = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
 
+def span_of(text: str, *, option: str) -> timedelta:
+    """Return the span of time that an option means: 30min, 2h or 90d. Raises StartupError."""
+    found = _SPAN.fullmatch(text.strip())
+    if found is None:
+        raise StartupError(f"{option} {text!r} is no span of time: give 12h or 90d")
+    number, unit = found.groups()
+    try:
+        return timedelta(seconds=int(number) * _SECONDS[unit])
+    except OverflowError:
+        return timedelta.max
+
+
+def ago(span: timedelta) -> datetime:
+    """Return the moment that is so long ago, or the earliest that there is."""
+    try:
+        return datetime.now(UTC) - span
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
+
+
 def moment_of(since: str) -> datetime:
     """Return the moment that `--since` means: so long ago, or a time. Raises StartupError."""
-    if found := _SPAN.fullmatch(since.strip()):
-        number, unit = found.groups()
-        try:
-            return datetime.now(UTC) - timedelta(seconds=int(number) * _SECONDS[unit])
-        except OverflowError:
-            return datetime.min.replace(tzinfo=UTC)
+    if _SPAN.fullmatch(since.strip()):
+        return ago(span_of(since, option="--since"))
     try:
         moment = datetime.fromisoformat(since.strip())
     except ValueError:

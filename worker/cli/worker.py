@@ -42,7 +42,9 @@ def worker(
     number of workers, on any number of machines, share the requests; each can come and go at any time.
 
     It answers GET /healthz and /readyz on TEAMTURN_HTTP_PORT, 8080 if that is not set (0: on none): 200, or 503 with a
-    reason. Of several processes each has a port of its own, the first that one, the second the next.
+    reason; /metrics for Prometheus; and /turns, what is executed now. Whoever reaches the port can read them: it
+    belongs on a private network. Of several processes each has a port of its own, the first that one, the second the
+    next.
 
     It takes the turns of what TEAMTURN_TEAMS names:
 
@@ -50,7 +52,7 @@ def worker(
       TEAMTURN_TEAMS=my_teams:teams teamturn worker --processes 4
     """
     settings = Settings.read()
-    configure_logging()
+    configure_logging(level=settings.logging_level, content=settings.log_content)
     if processes > 1:
         if settings.http_port and settings.http_port + processes > _PORTS:
             raise StartupError(f"TEAMTURN_HTTP_PORT leaves no ports for {processes} processes")
@@ -105,7 +107,7 @@ async def _work_until(
         _probed(settings, health.pages) as port,
         running_worker(settings, executors, migrating=migrating) as running,
     ):
-        health.started(running.condition)
+        health.started(running.condition, running.pages)
         if SUPERVISED in os.environ:
             os.write(int(os.environ[SUPERVISED]), b"+")
         if isinstance(port, PortTaken):

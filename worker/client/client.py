@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -16,6 +17,7 @@ from schemas.control import CancelRequest
 from schemas.events import RunEvent, event_key
 from schemas.replies import RunReply
 from schemas.requests import RunRequest
+from worker.client.link import Link
 from worker.client.pending import PendingRun, message_of
 from worker.client.reconnector import Reconnector
 from worker.client.submitted import SubmittedRuns
@@ -23,6 +25,7 @@ from worker.client.watch import Watch
 from worker.errors import BrokerUnavailable, ClientClosed, ClientTimedOut, PublishNacked, UnknownRun
 from worker.intake.slots import slot_of
 from worker.intake.topology import Topology
+from worker.operations import tracing
 
 _NACKED_SECONDS: Final = 1.0
 
@@ -42,6 +45,8 @@ class RunClient:
                 print(reply.status.value, reply.content)
 
         asyncio.run(main())
+
+    Within an OpenTelemetry span, each request carries its trace on: `traceparent` and `tracestate`.
 
     A connection that is lost is made again, and what is unanswered by then is published again with the same run_id: it
     gets the same reply and is not executed twice. Who waits notices nothing of it, but for the time that it takes. So
@@ -121,7 +126,7 @@ class RunClient:
         """
         async with self._within(timeout_seconds, f"run {request.run_id!r} was not published"):
             if to_results:
-                await self._confirmed(message_of(request), self._names.requests, slot_of(request.session_id))
+                await self._persistently(partial(self._publish, message_of(request), slot_of(request.session_id)))
             else:
                 await self._submit(request)
         return request.run_id
@@ -188,7 +193,7 @@ class RunClient:
             delivery_mode=DeliveryMode.PERSISTENT,
         )
         async with self._within(timeout_seconds, f"the cancellation of run {run_id!r} was not published"):
-            await self._confirmed(message, self._names.control, "")
+            await self._persistently(lambda link: link.publish(message, exchange=self._names.control, routing_key=""))
 
     @property
     def trouble(self) -> str | None:
@@ -258,11 +263,7 @@ class RunClient:
                 try:
                     if pending.watch is not None:
                         await pending.watch.begin(link)
-                    await link.publish(
-                        pending.message(),
-                        exchange=self._names.requests,
-                        routing_key=slot_of(pending.request.session_id),
-                    )
+                    await self._publish(pending.message(), slot_of(pending.request.session_id), link)
                 except BrokerUnavailable:
                     continue
                 except PublishNacked:
@@ -277,13 +278,26 @@ class RunClient:
         except Exception as error:  # noqa: BLE001 - whatever it is, who waits for the reply is told
             pending.failed(error)
 
-    async def _confirmed(self, message: Message, exchange: str, routing_key: str) -> None:
+    async def _publish(self, request: Message, slot: str, link: Link) -> None:
+        """Publish a request on a link, in the trace of whoever asks, if there is one."""
+        exchange = self._names.requests
+        sending = tracing.sending(
+            request.headers,
+            exchange=exchange,
+            routing_key=slot,
+            message_id=request.message_id,
+            body_bytes=request.body_size,
+        )
+        with sending:
+            await link.publish(request, exchange=exchange, routing_key=slot)
+
+    async def _persistently(self, publish: Callable[[Link], Awaitable[None]]) -> None:
         """Publish a message that nobody answers, on as many links as it takes."""
         while True:
             self._check_open()
             link = await self._reconnector.link()
             try:
-                return await link.publish(message, exchange=exchange, routing_key=routing_key)
+                return await publish(link)
             except BrokerUnavailable:
                 continue
 

@@ -31,6 +31,9 @@ _ANSWER_SECONDS: Final = 30.0
 """RabbitMQ answers in milliseconds; what is this late will not come, and the connection is taken for dead."""
 _ALARM_SECONDS: Final = 0.25
 """Between two looks at whether an alarm is over."""
+_REFUSED_SECONDS: Final = 10.0
+"""How long what RabbitMQ refuses (basic.nack) is published again. Partitions change in a fraction of a second."""
+_REFUSED_AGAIN_SECONDS: Final = 0.05
 _MOST_UNCONFIRMED: Final = 256
 """How many messages wait for their confirms at a time."""
 _TOO_LARGE: Final = re.compile(r"message size \d+ is larger than (?:configured )?max size (\d+)")
@@ -99,9 +102,21 @@ class Link:
     async def publish(self, message: Message, *, exchange: str, routing_key: str) -> None:
         """Publish a message and wait for its confirm; as long as an alarm lasts, wait for its end.
 
+        What RabbitMQ refuses is published again for some seconds: so it is while the workers' partitions change.
         Raises NoRoute, PublishNacked or RequestTooLarge for what is wrong with this message, and BrokerUnavailable
         where the link ended.
         """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _REFUSED_SECONDS
+        while True:
+            try:
+                return await self._publish_once(message, exchange=exchange, routing_key=routing_key)
+            except PublishNacked:
+                if loop.time() > until:
+                    raise
+            await asyncio.wait({self.ended}, timeout=_REFUSED_AGAIN_SECONDS)
+
+    async def _publish_once(self, message: Message, *, exchange: str, routing_key: str) -> None:
         async with self._turn_of(message), self._unconfirmed:
             while self.blocked and not self.ended.done():
                 # aiormq tells nobody when it is over.

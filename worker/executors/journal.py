@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -34,11 +34,16 @@ from pydantic import JsonValue
 from pydantic_core import from_json, to_json
 
 from schemas.errors import ErrorCode
-from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed
+from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed, UsageLimitReached
 from worker.executors.state_changes import StateChange, kept_change
+from worker.operations import tracing
 
 MAX_STEP_BYTES: Final = 16 * 2**20
 """Of one record: everything else on the lane waits while it is written."""
+MAX_RECORDS: Final = 10_000
+"""Of one run; a step that must not be made twice has two. A model that never ends asking for tools fills no table."""
+MAX_RECORDED_BYTES: Final = 128 * 2**20
+"""Of one run: a later attempt reads all of them at once."""
 CONTEXT_KEY: Final = "context"
 """Of step 0: what the turn was given."""
 
@@ -46,6 +51,8 @@ STORED_ATTEMPT: Final = 0
 """Of steps of a paused run, which another one goes on with: what they changed in the state is stored."""
 GIVEN_BACK_ATTEMPT: Final = -1
 """Of steps of a run that went on with a paused one and failed: what they changed is not stored."""
+
+_LONGEST_SPAN_NAME_CHARACTERS: Final = 100
 
 _AROUND: ContextVar[tuple[object, ...]] = ContextVar("steps around", default=())
 """The steps in the making that the running code is part of: a tool can make steps of its own."""
@@ -98,6 +105,8 @@ class Asked:
     """Whether its failure is recorded; else it is made again by whoever asks again."""
     tokens: Callable[[Any], tuple[int, int]] = lambda _: (0, 0)
     """What a result used: tokens read and written."""
+    name: str = ""
+    """What the key is made of: the name that the call has in its part of the turn."""
 
 
 Write = Callable[[Sequence[StepRecord]], Awaitable[None]]
@@ -127,6 +136,7 @@ class Journal:
         self._context = context
         self._context_written = CONTEXT_KEY in self._recorded
         self._seq = max((record.seq for record in recorded), default=0)
+        self._recorded_bytes = sum(len(record.record) for record in recorded)
         ended = sorted((one for one in self._recorded.values() if one.state in ENDED), key=lambda one: one.seq)
         self._unmade = [one for one in ended if one.attempt != STORED_ATTEMPT]
         """Those whose change of the state is not made again yet."""
@@ -143,6 +153,8 @@ class Journal:
         self._writing = 0
         self._writing_since = 0.0
         self._waited_seconds = 0.0
+        self.resumed_steps = 0
+        """How many steps this attempt was given, and did not make."""
         self.has_recorded = False
         """Whether this attempt has recorded a step's end."""
         self.recorded_first: Callable[[], None] = lambda: None
@@ -151,6 +163,11 @@ class Journal:
         """Called when a step has changed the session's state."""
         self.last_key: str | None = None
         """The step that was begun last; for people who ask where a turn is."""
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the run it is of."""
+        return self._attempt
 
     @property
     def kept(self) -> bool:
@@ -209,7 +226,7 @@ class Journal:
             return self._again(found, state())
         if not asked.repeatable and found is not None:
             await self._stop(StepUncertain(f"{asked.key} was started before, and nobody knows whether it took effect"))
-        with self._in_the_making():
+        with self._in_the_making(), _told(asked):
             return await self._made(asked, make)
 
     async def _made(self, asked: Asked, make: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401 - JSON
@@ -280,6 +297,7 @@ class Journal:
             _log.warning("journal_diverged", step=key, consequence="the turn goes on from the last step that matches")
 
     def _again(self, found: StepRecord, state: dict[str, Any]) -> JsonValue:
+        self.resumed_steps += 1
         # The state after a step is that after all that were recorded before it, side by side with it too.
         while self._unmade and self._unmade[0].seq <= found.seq:
             earlier = from_json(self._unmade.pop(0).record)
@@ -291,12 +309,21 @@ class Journal:
         result: JsonValue = recorded["result"]
         return result
 
+    def _make_room(self, size_bytes: int) -> None:
+        """Raise UsageLimitReached where another record would be more than a run may have."""
+        self._recorded_bytes += size_bytes
+        if self._seq >= MAX_RECORDS or self._recorded_bytes > MAX_RECORDED_BYTES:
+            raise UsageLimitReached(
+                f"the turn has recorded more than {MAX_RECORDS} times in its journal, or {MAX_RECORDED_BYTES} bytes"
+            )
+
     async def _record(
         self, asked: Asked, state: StepState, record: dict[str, Any] | None = None, tokens: tuple[int, int] = (0, 0)
     ) -> None:
         text = b"" if record is None else to_json(record)
         if len(text) > MAX_STEP_BYTES:
             raise InvalidResult(f"{asked.key} came to {len(text)} bytes; the limit is {MAX_STEP_BYTES}")
+        self._make_room(len(text))
         steps = [] if self._context_written else [self._first()]
         self._context_written = True
         self._seq += 1
@@ -355,6 +382,12 @@ class Journal:
         self._making.difference_update(steps)
         if not self._making:
             self._nothing_made.set()
+
+
+def _told(asked: Asked) -> AbstractContextManager[object]:
+    """Open the span of a step that is made. Its name leaves out what is another in each call: an id, a digest."""
+    name = asked.name.partition("@")[0].rpartition("/")[2][:_LONGEST_SPAN_NAME_CHARACTERS]
+    return tracing.span(f"step {name}".strip(), {"teamturn.step.key": asked.key})
 
 
 def _described(error: Exception) -> dict[str, JsonValue]:

@@ -71,7 +71,7 @@ class Steps:
             self._uses[name] += 1
             number = self._uses[name]
         try:
-            yield replace(asked, key=self._key(name, number))
+            yield replace(asked, key=self._key(name, number), name=name)
         except BaseException:
             if not asked.failure_kept:
                 heappush(given_back, number)

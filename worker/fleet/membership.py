@@ -17,8 +17,10 @@ import asyncpg
 
 import sql
 from worker.errors import StoreUnavailable
+from worker.fleet.agreement import Agreement
 from worker.fleet.assignment import Member, assign
 from worker.sessions.lanes import Lane, LaneConnection, Statement
+from worker.settings import Settings
 
 _CHANNEL: Final = "teamturn_fleet"
 _MOST_TRIES: Final = 10
@@ -31,6 +33,8 @@ class FleetView:
     members: tuple[Member, ...]
     version: int | None
     owners: Mapping[int, Member]
+    agreement: Agreement | None
+    """What all of them share; None before the first start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,8 @@ class _Record:
 
 def _view(records: Sequence[asyncpg.Record]) -> FleetView:
     (record,) = records
-    return FleetView(tuple(record["members"]), record["version"], dict(enumerate(record["owners"] or ())))
+    owners = dict(enumerate(record["owners"] or ()))
+    return FleetView(tuple(record["members"]), record["version"], owners, Agreement.of(record))
 
 
 _JOIN: Final = Statement[tuple[str, Member], bool](
@@ -74,10 +79,11 @@ _RECORD: Final = Statement[_Record, bool](
 class Membership:
     """This worker's place in the fleet of its prefix. Used by one task: its statements are not batched."""
 
-    def __init__(self, lane: Lane, prefix: str, partitions: int) -> None:
+    def __init__(self, lane: Lane, settings: Settings) -> None:
         self._lane = lane
-        self._prefix = prefix
-        self._partitions = partitions
+        self._settings = settings
+        self._prefix = settings.prefix
+        self._partitions = settings.partitions
         self._member = _new_member()
         self._joined: LaneConnection | None = None
         self.size = 1
@@ -90,11 +96,14 @@ class Membership:
     async def owned(self) -> frozenset[int]:
         """Join, if that is still to do, and return the partitions that are this worker's to consume.
 
-        Raises StoreUnavailable if there is no lane: then none is.
+        Raises StoreUnavailable if there is no lane: then none is. Raises StartupError if the fleet's partitions or
+        prefetch are others by now, or about to be: a worker that was cut off may have missed that it was to stop.
         """
         connection = await self._join()
         for _ in range(_MOST_TRIES):
             view = await connection.submit(_READ, self._prefix)
+            if view.agreement is not None:
+                view.agreement.require(self._settings)
             self.size = max(len(view.members), 1)
             owners = assign(self._partitions, view.members, view.owners)
             if owners == view.owners or await self._recorded(connection, view, owners):

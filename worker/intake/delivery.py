@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
+from opentelemetry.trace import Span
 
 from schemas.requests import RunRequest
 from worker.broker import BROKER_ERRORS
+from worker.operations import tracing
+
+WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
+"""Header of what came without a message_id: the client makes one up for a copy, and a message_id can be the run_id."""
+
+
+def message_id_of(message: AbstractIncomingMessage) -> str | None:
+    """Return the message_id that a message's producer gave it."""
+    return None if WITHOUT_MESSAGE_ID in (message.headers or {}) else message.message_id
 
 
 class ChannelLife:
@@ -75,6 +86,11 @@ class Delivery:
         return dict(self.message.headers or {})
 
     @property
+    def message_id(self) -> str | None:
+        """The message_id that its producer gave it."""
+        return message_id_of(self.message)
+
+    @property
     def published(self) -> float | None:
         """When it was published, as the producer says (AMQP `timestamp`, whole seconds); unix, or None."""
         stamp = self.message.timestamp
@@ -99,6 +115,26 @@ class Delivery:
             self.life.end()
         else:
             self.life.let_go(self)
+
+    def processing(self) -> AbstractContextManager[Span]:
+        """Open the span of its processing for the block, in the trace that its headers name; see operations.tracing."""
+        message = self.message
+        return tracing.processing(
+            message.headers or {},
+            queue=self.source,
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+            received=self.received,
+            attributes=lambda: {
+                "messaging.message.id": message.message_id or "",
+                "messaging.message.conversation_id": message.correlation_id or "",
+                "messaging.message.body.size": len(message.body),
+                "messaging.rabbitmq.message.delivery_tag": message.delivery_tag or 0,
+                "teamturn.redelivered": self.redelivered,
+                # By the producer's clock, and in whole seconds: it can be none.
+                "teamturn.queue.duration": round(self.received - self.queued_since, 3),
+            },
+        )
 
     def forbidden_property(self) -> str | None:
         """Return the name of an AMQP property by which the broker would drop or reorder the request unseen."""

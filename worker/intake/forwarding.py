@@ -21,8 +21,9 @@ from pamqp import encode
 
 from worker.cancellation import was_cancelled
 from worker.errors import RequestRefused
-from worker.intake.delivery import Delivery
+from worker.intake.delivery import WITHOUT_MESSAGE_ID, Delivery
 from worker.intake.topology import Topology
+from worker.measures import UNMEASURED, Measures
 from worker.replies.publisher import Publisher, Unroutable
 
 PASSED_ON: Final = "x-teamturn-passed-on"
@@ -38,8 +39,9 @@ TIME_HEADER: Final = "x-teamturn-time"
 ATTEMPTS_HEADER: Final = "x-teamturn-attempts"
 STEPS_HEADER: Final = "x-teamturn-steps"
 TOKENS_HEADER: Final = "x-teamturn-tokens"
-WITHOUT_MESSAGE_ID: Final = "x-teamturn-without-message-id"
-"""Set on what came without a message_id: the client makes one up for the copy, and a message_id can be the run_id."""
+
+BROKERS_COUNTERS: Final = ("x-delivery-count", "x-acquired-count")
+"""Headers by which RabbitMQ counts deliveries: another number at each look."""
 
 _ROUTING_HEADERS: Final = frozenset({"CC", "BCC"})
 """RabbitMQ publishes a message to these keys as well; repeated at each hop, one request would become many."""
@@ -68,7 +70,7 @@ def copy_with(headers: dict[str, Any], extra_headers: dict[str, str], original: 
     """Return such a copy with other headers than the original's."""
     return Message(
         body=original.body,
-        headers=_sendable(headers) | extra_headers,
+        headers=sendable(headers) | extra_headers,
         content_type=original.content_type,
         content_encoding=original.content_encoding,
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -88,12 +90,12 @@ def _why(delivery: Delivery, refusal: RequestRefused) -> dict[str, Any]:
         QUEUE_HEADER: delivery.source,
         TIME_HEADER: datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if not delivery.message.message_id:
+    if not delivery.message_id:
         why[WITHOUT_MESSAGE_ID] = "1"
     return why
 
 
-def _sendable(headers: dict[str, Any]) -> dict[str, Any]:
+def sendable(headers: dict[str, Any]) -> dict[str, Any]:
     """Return the headers that a copy can carry, in their order, as far as there is room."""
     kept: dict[str, Any] = {}
     room_bytes = _MOST_HEADER_BYTES
@@ -130,8 +132,11 @@ class Forwarder:
     A delivery is acknowledged when its copy is confirmed and, where it was buried, its answer is given.
     """
 
-    def __init__(self, publisher: Publisher, topology: Topology, answer: Answer) -> None:
+    def __init__(
+        self, publisher: Publisher, topology: Topology, answer: Answer, *, measures: Measures = UNMEASURED
+    ) -> None:
         """`answer` is asked to answer what was buried."""
+        self._measures = measures
         self._publisher = publisher
         self._topology = topology
         self._answer = answer
@@ -187,7 +192,7 @@ class Forwarder:
     async def _published(self, forwarded: _Forwarded) -> bool:
         while True:
             try:
-                return await self._publisher.publish(
+                published = await self._publisher.publish(
                     forwarded.copy,
                     exchange=forwarded.exchange,
                     routing_key=forwarded.routing_key,
@@ -203,6 +208,10 @@ class Forwarder:
                 )
                 self._publisher.doubt()
                 await asyncio.sleep(_UNROUTABLE_SECONDS)
+            else:
+                if published and forwarded.refusal is not None:
+                    self._measures.dead_lettered(forwarded.refusal.code)
+                return published
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from worker.intake.mailbox import Mailboxes
 from worker.intake.reading import read_request
 from worker.intake.slots import partition_of, slot_of
 from worker.intake.topology import Topology
+from worker.measures import UNMEASURED, Measures
 
 _log = structlog.get_logger()
 
@@ -19,7 +20,16 @@ _log = structlog.get_logger()
 class Intake:
     """Sorts deliveries: into a mailbox, on to another partition, or to the dead letters."""
 
-    def __init__(self, topology: Topology, mailboxes: Mailboxes, forwarder: Forwarder, *, largest_bytes: int) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        mailboxes: Mailboxes,
+        forwarder: Forwarder,
+        *,
+        largest_bytes: int,
+        measures: Measures = UNMEASURED,
+    ) -> None:
+        self._measures = measures
         self._topology = topology
         self._mailboxes = mailboxes
         self._forwarder = forwarder
@@ -28,8 +38,10 @@ class Intake:
     def received(self, delivery: Delivery) -> None:
         """Sort one delivery. It doesn't wait: the order of a session is the order of these calls."""
         message = delivery.message
+        if delivery.redelivered:
+            self._measures.redelivered()
         try:
-            request = read_request(message.body, message.message_id, largest_bytes=self._largest_bytes)
+            request = read_request(message.body, delivery.message_id, largest_bytes=self._largest_bytes)
             self._sort(RequestDelivery(delivery, request))
         except RequestRefused as refusal:
             self._forwarder.bury(delivery, refusal)

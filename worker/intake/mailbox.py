@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -40,6 +41,15 @@ class Mailboxes:
     def __len__(self) -> int:
         """Return how many requests are here, the running ones included."""
         return sum(len(box) for box in self._boxes.values())
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest request is here that is its session's next; 0: there is none.
+
+        Also of one that goes on though its channel is gone.
+        """
+        arrived = min((box[0].delivery.received for box in self._boxes.values() if box), default=None)
+        return 0.0 if arrived is None else max(time.time() - arrived, 0.0)
 
     def put(self, delivery: RequestDelivery) -> None:
         """Add a request behind those of its session."""

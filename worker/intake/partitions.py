@@ -21,7 +21,8 @@ from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import unlimited
 from worker.intake.delivery import ChannelLife, Delivery
-from worker.intake.topology import Topology, apply
+from worker.intake.topology import Topology, ensure
+from worker.measures import UNMEASURED, Measures, Tried
 
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 _DECLARE_SECONDS: Final = 5.0
@@ -48,11 +49,13 @@ class Consumers:
         name: str,
         announced: bool = True,
         longest_held_seconds: float = LONGEST_HELD_SECONDS,
+        measures: Measures = UNMEASURED,
     ) -> None:
         """`received` is called with each delivery, in order; `lost` after some deliveries have died.
 
         The log says which partitions are wanted and consumed, if they are `announced`.
         """
+        self._measures = measures
         self._url = url
         self._topology = topology
         self._prefetch = prefetch
@@ -79,6 +82,16 @@ class Consumers:
     def consuming(self) -> frozenset[str]:
         """The queues with a consumer of ours now; the broker may have it stand by behind another worker's."""
         return frozenset(queue for life, queue in self._active.items() if life.alive)
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions are consumed now."""
+        return len(self.consuming - {self._topology.unrouted})
+
+    @property
+    def held_seconds(self) -> float:
+        """How long the oldest unacknowledged delivery was held on its channel; 0: there is none."""
+        return max((life.held_seconds for life in self._lives if life.alive), default=0.0)
 
     def listen(self, told: Callable[[], None]) -> None:
         """Have `told` called whenever a connection is made or lost."""
@@ -113,6 +126,7 @@ class Consumers:
                 _log.warning("broker_unavailable", reason=str(error))
                 await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
                 tries += 1
+                self._measures.retried(Tried.CONNECT_RABBITMQ)
                 continue
             self.connections += 1
             since = time.monotonic()
@@ -185,7 +199,7 @@ class Consumers:
                 _log.warning("consumer_failed", queue=queue, reason=f"{type(error).__name__}: {error}"[:300])
                 with suppress(BrokerUnavailable, StartupError, *BROKER_ERRORS), strays_told():
                     # The queue may be gone: somebody deleted it, or the broker lost its disk.
-                    await apply(connection.amqp, self._topology)
+                    await ensure(connection.amqp, self._topology)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)]):
                     await given_up.wait()

@@ -45,7 +45,7 @@ def known_ids(body: bytes, message_id: str | None, *, largest_bytes: int) -> dic
     except RequestRefused:
         fields = {}
     run_id = fields.get("run_id") if fields.get("run_id") is not None else message_id
-    found: dict[str, Any] = {"run_id": run_id, "session_id": fields.get("session_id")}
+    found: dict[str, Any] = {name: fields.get(name) for name in ("session_id", "user_id")} | {"run_id": run_id}
     if fields and found["session_id"] is None:
         found["session_id"] = run_id  # as in a request; what a body says that can't be read nobody knows
     targets = [kind for kind in SessionType if fields.get(f"{kind.value}_id") is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 from aio_pika.abc import AbstractChannel, AbstractConnection, ExchangeType
 from aio_pika.exceptions import ChannelClosed, ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.abc import AbstractChannel as UnderlayChannel
+from aiormq.exceptions import ChannelAccessRefused
 
 from worker.broker import close_quietly
 from worker.errors import StartupError
@@ -22,6 +24,10 @@ they are dropped. What is poison is judged by the run's own attempts."""
 
 _QUORUM: Final = {"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT}
 _INEQUIVALENT = re.compile(r"inequivalent arg '(?P<argument>[^']+)' for \w+ '(?P<name>[^']+)'.*?: (?P<what>.*)")
+
+
+class MayNotDeclare(StartupError):
+    """The user has no right to declare it, whether it is there or not."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,16 @@ class Topology:
         """The queue of what could not be executed."""
         return f"{self.prefix}.dead"
 
+    @property
+    def detour(self) -> str:
+        """The exchange that requests go by while the partitions change; its queues' names begin so."""
+        return f"{self.prefix}.repartition"
+
+    @property
+    def held(self) -> str:
+        """The queue of requests that are published while the partitions change."""
+        return f"{self.detour}.held"
+
     def partition(self, number: int) -> str:
         """Return the name of a request queue."""
         return f"{self.prefix}.requests.{number}"
@@ -132,12 +148,26 @@ async def apply(connection: AbstractConnection, topology: Topology) -> None:
         await close_quietly(channel)
 
 
+async def ensure(connection: AbstractConnection, topology: Topology) -> None:
+    """Declare all of it, or, as a user who may not, see that all of it is there.
+
+    Raises StartupError as `apply` does, and where something is missing that this user may not make.
+    """
+    try:
+        await apply(connection, topology)
+    except MayNotDeclare as error:
+        if missing := await _problems(connection, topology, declaring=False):
+            raise StartupError(f"{missing[0]}, as a user who may declare ({error})") from None
+
+
 async def check_partitions(connection: AbstractConnection, topology: Topology) -> None:
     """Raise StartupError if the prefix has another number of request queues already.
 
     Its slots would be bound twice then, and each request be in two queues. Workers know the number from Postgres;
-    this is for who has only the broker.
+    this is for who has only the broker. So it is while they are changed.
     """
+    if await _is_changing(connection, topology):
+        raise StartupError(_changing(topology))
     numbers = range(topology.partitions + 1)
     there = [number for number in numbers if await _is_there(connection, topology.request_queue(number))]
     more = topology.partitions in there
@@ -155,7 +185,8 @@ async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
     try:
         await _existing_queue(queue, channel)
         # It is there; a queue of another kind is that mistake and not one about the number of queues.
-        await _declared(f"queue {queue.name!r}", _queue(queue, channel))
+        with suppress(MayNotDeclare):
+            await _declared(f"queue {queue.name!r}", _queue(queue, channel))
     except ChannelNotFoundEntity:
         return False
     finally:
@@ -163,25 +194,43 @@ async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
     return True
 
 
+async def _is_changing(connection: AbstractConnection, topology: Topology) -> bool:
+    return await _is_there(connection, Queue(topology.held, topology.request_queue(0).arguments))
+
+
+def _changing(topology: Topology) -> str:
+    return (
+        f"the partitions of prefix {topology.prefix!r} are being changed: finish that, teamturn topology repartition "
+        "with the same numbers"
+    )
+
+
 async def verify(connection: AbstractConnection, topology: Topology) -> list[str]:
     """Look at each exchange and queue without making any, and return a sentence for each that is wrong.
 
-    Bindings can't be read over AMQP; `apply` repeats them.
+    Bindings can't be read over AMQP; `apply` repeats them. Of what the user may not declare, the broker tells only
+    that it is there.
     """
+    changing = [_changing(topology)] if await _is_changing(connection, topology) else []
+    return changing + await _problems(connection, topology, declaring=True)
+
+
+async def _problems(connection: AbstractConnection, topology: Topology, *, declaring: bool) -> list[str]:
+    """Look whether each is there and, by declaring what is, whether it is as it should be."""
     problems: list[str] = []
     for exchange in topology.exchanges():
         problems += await _looked_at(
             connection,
             f"exchange {exchange.name!r}",
             partial(_existing_exchange, exchange),
-            partial(_exchange, exchange),
+            partial(_exchange, exchange) if declaring else None,
         )
     for queue in topology.queues():
         problems += await _looked_at(
             connection,
             f"queue {queue.name!r}",
             partial(_existing_queue, queue),
-            partial(_queue, queue),
+            partial(_queue, queue) if declaring else None,
         )
     return problems
 
@@ -223,6 +272,8 @@ async def _declared(what: str, declaration: Awaitable[Any]) -> Any:  # noqa: ANN
         raise StartupError(
             f"the {what} exists with other properties ({_clash(error)}): delete it, or choose another TEAMTURN_PREFIX"
         ) from None
+    except ChannelAccessRefused as error:
+        raise MayNotDeclare(f"RabbitMQ does not let this user declare the {what} ({_clash(error)})") from None
     except ChannelClosed as error:
         raise StartupError(f"RabbitMQ refuses to declare the {what} ({_clash(error)})") from None
 
@@ -231,16 +282,19 @@ async def _looked_at(
     connection: AbstractConnection,
     what: str,
     look: Callable[[AbstractChannel], Awaitable[Any]],
-    declare: Callable[[AbstractChannel], Awaitable[Any]],
+    declare: Callable[[AbstractChannel], Awaitable[Any]] | None,
 ) -> list[str]:
     # A failed declaration closes its channel: each object gets one of its own. Looked at first, so that the
     # declaration, by which alone the broker compares arguments, never makes anything.
     channel = await connection.channel()
     try:
         await look(channel)
-        await declare(channel)
+        if declare is not None:
+            await declare(channel)
     except ChannelNotFoundEntity:
         return [f"the {what} is missing: run teamturn topology apply"]
+    except ChannelAccessRefused:
+        return []
     except ChannelClosed as error:
         return [f"the {what} is not as it should be ({_clash(error)})"]
     finally:

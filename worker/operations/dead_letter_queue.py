@@ -7,14 +7,15 @@ returns them to the head, in order. Who else reads the queue does not see them m
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import ChannelNotFoundEntity, PublishError
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
 
 from worker.broker import BROKER_ERRORS, close_quietly, strays_told
 from worker.errors import BrokerUnavailable, StartupError
@@ -61,7 +62,7 @@ class DeadLetterQueue:
             if self._publishing is None:
                 self._publishing = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
             requests = await self._publishing.get_exchange(self._topology.requests, ensure=False)
-            await requests.publish(message, slot, mandatory=True, timeout=_ANSWER_SECONDS)
+            await _published(requests, message, slot)
 
     async def give_back(self) -> None:
         """Return what was taken and not removed, and wait until it is there again."""
@@ -76,6 +77,20 @@ class DeadLetterQueue:
                 # RabbitMQ does not say when it has returned them.
                 while await _count(self._connection, self._topology) < held:  # noqa: ASYNC110 - another program's doing
                     await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+
+
+async def _published(exchange: AbstractExchange, message: Message, slot: str) -> None:
+    """Publish a message; while it is refused, as for a moment when the partitions change, again."""
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            await exchange.publish(message, slot, mandatory=True, timeout=_ANSWER_SECONDS)
+        except DeliveryError as error:
+            if isinstance(error, PublishError) or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        else:
+            return
 
 
 @asynccontextmanager

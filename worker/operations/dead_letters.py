@@ -16,8 +16,10 @@ from pydantic import JsonValue
 
 from schemas.dead_letters import DeadLetter, DeadLetterContent
 from schemas.ids import SessionType
+from worker.intake.delivery import message_id_of
 from worker.intake.forwarding import (
     ATTEMPTS_HEADER,
+    BROKERS_COUNTERS,
     CODE_HEADER,
     OWN_HEADERS,
     QUEUE_HEADER,
@@ -25,7 +27,6 @@ from worker.intake.forwarding import (
     STEPS_HEADER,
     TIME_HEADER,
     TOKENS_HEADER,
-    WITHOUT_MESSAGE_ID,
 )
 from worker.intake.reading import known_ids
 
@@ -33,9 +34,7 @@ _DIGEST_DIGITS: Final = 12
 _LARGEST_READ_BYTES: Final = 16 * 2**20
 """What is larger than RabbitMQ 4 takes is not looked into."""
 _MOST_LEVELS: Final = 50
-_COUNTERS: Final = ("x-delivery-count", "x-acquired-count")
-"""Headers by which RabbitMQ counts deliveries: another number at each look."""
-_BROKERS_OWN_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", *_COUNTERS)
+_BROKERS_OWN_HEADERS: Final = ("x-death", "x-first-death-", "x-last-death-", *BROKERS_COUNTERS)
 _PROPERTIES: Final = (
     *("content_type", "content_encoding", "delivery_mode", "priority", "correlation_id", "reply_to", "expiration"),
     *("message_id", "timestamp", "type", "user_id", "app_id"),
@@ -58,6 +57,7 @@ def dead_letter(message: AbstractIncomingMessage) -> DeadLetter:
         queue=_text(headers.get(QUEUE_HEADER)) or _text(death.get("queue")),
         run_id=run_id,
         session_id=known.get("session_id"),
+        user_id=known.get("user_id"),
         target_type=target_type,
         target_id=known.get(f"{target_type.value}_id") if target_type else None,
         size_bytes=len(message.body),
@@ -83,11 +83,6 @@ def content_of(message: AbstractIncomingMessage) -> DeadLetterContent:
     )
 
 
-def message_id_of(message: AbstractIncomingMessage) -> str | None:
-    """Return the message_id that its producer gave it, if it did."""
-    return None if WITHOUT_MESSAGE_ID in (message.headers or {}) else message.message_id
-
-
 def headers_as_sent(message: AbstractIncomingMessage) -> dict[str, Any]:
     """Return the headers that its producer gave it: without those of its burial."""
     burial = (OWN_HEADERS, *_BROKERS_OWN_HEADERS)
@@ -96,7 +91,9 @@ def headers_as_sent(message: AbstractIncomingMessage) -> dict[str, Any]:
 
 def fingerprint_of(message: AbstractIncomingMessage) -> bytes:
     """Return 32 bytes by which the same message is known when it is looked at again."""
-    headers = sorted((name, repr(value)) for name, value in (message.headers or {}).items() if name not in _COUNTERS)
+    headers = sorted(
+        (name, repr(value)) for name, value in (message.headers or {}).items() if name not in BROKERS_COUNTERS
+    )
     return hashlib.sha256(repr((message.message_id, headers)).encode(errors="replace") + message.body).digest()
 
 
@@ -109,6 +106,7 @@ class Selection:
     code: str | None = None
     session_id: str | None = None
     run_id: str | None = None
+    user_id: str | None = None
     target_type: SessionType | None = None
     target_id: str | None = None
     since: datetime | None = None
@@ -120,6 +118,7 @@ class Selection:
             (self.code, letter.code),
             (self.session_id, letter.session_id),
             (self.run_id, letter.run_id),
+            (self.user_id, letter.user_id),
             (self.target_type, letter.target_type),
             (self.target_id, letter.target_id),
         )

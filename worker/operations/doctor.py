@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ _SKEW_FAILURE_SECONDS: Final = 30.0
 _LOOKING_SECONDS: Final = 60.0
 """RabbitMQ looks once a minute, a worker more often."""
 _MOST_NAMED: Final = 3
+_THIS_MACHINE: Final = frozenset({"localhost", "::1"})
 
 
 def ok(name: str, says: str) -> Check:
@@ -89,6 +90,21 @@ def connections(
     else:
         return ok(name, f"two are direct: backends {one.pids[0]} and {other.pids[0]}")
     return failure(name, found, "give the direct address of Postgres in TEAMTURN_POSTGRES_URL: session locks need it")
+
+
+def encryption(name: str, hosts: Collection[str | None], *, protocol: str | None, verified: bool, advice: str) -> Check:
+    """Judge whether a connection is encrypted (by which `protocol`), and its server known to be the one that is meant.
+
+    What stays on this machine needs neither: a host that is None is a Unix socket.
+    """
+    stays = all(host is None or host in _THIS_MACHINE or host.startswith(("127.", "/")) for host in hosts)
+    how = "not encrypted" if protocol is None else f"encrypted ({protocol})"
+    if protocol is not None and not verified:
+        how += ", and the server's certificate is not verified"
+    if stays or (protocol is not None and verified):
+        where = "; it does not leave this machine" if stays else ", and the server's certificate and name are verified"
+        return ok(name, how + where)
+    return warning(name, f"{how}: whoever is in between can read or change what is sent", advice)
 
 
 def clock(name: str, offset_seconds: float, round_trip_seconds: float) -> Check:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import asyncpg
 from aio_pika.abc import AbstractConnection
@@ -21,6 +22,7 @@ from aio_pika.abc import AbstractConnection
 import sql
 from schemas.checks import Check, Verdict
 from worker.broker import connected, host_and_port
+from worker.certificates import postgres_is_verified, rabbitmq_is_verified
 from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import load_executors
 from worker.fleet.agreement import agrees
@@ -30,8 +32,8 @@ from worker.operations import doctor
 from worker.operations.acknowledgement import Unreadable, acknowledgement_timeout
 from worker.operations.pooling import close_quietly, look_at_connections
 from worker.sessions.database import address, application_name, connect
-from worker.sessions.migrations import pending
-from worker.settings import Settings
+from worker.sessions.migrations import schema_state
+from worker.settings import Settings, hosts_of
 
 _LIMIT_SECONDS: Final = 30.0
 """What hangs for so long is a failure; each look at a server has a limit of its own below that."""
@@ -73,12 +75,14 @@ class Examination:
             _Planned("settings", self._look_at_settings),
             _Planned("teams", self._look_at_teams),
             _Planned("postgres", self._look_at_postgres),
+            _Planned("postgres tls", self._look_at_postgres_tls, ("postgres",)),
             _Planned("connections", self._look_at_connections, ("postgres",)),
             _Planned("schema", self._look_at_schema, ("postgres", "connections")),
             _Planned("fleet", self._look_at_fleet, ("schema",)),
             _Planned("lock table", self._look_at_lock_table, ("schema",)),
             _Planned("clock", self._look_at_clock, ("postgres",)),
             _Planned("rabbitmq", self._look_at_rabbitmq),
+            _Planned("rabbitmq tls", self._look_at_rabbitmq_tls, ("rabbitmq",)),
             _Planned("topology", self._look_at_topology, ("rabbitmq",)),
             _Planned("acknowledgement", self._look_at_acknowledgement, ("rabbitmq",)),
             _Planned("results", self._look_at_results, ("rabbitmq",)),
@@ -108,15 +112,29 @@ class Examination:
             name, f"PostgreSQL {version.major}.{version.micro} at {address(self._settings.postgres_url)} answers"
         )
 
+    async def _look_at_postgres_tls(self, name: str) -> Check:
+        url = self._settings.postgres_url.get_secret_value()
+        return doctor.encryption(
+            name,
+            [host for host, _ in hosts_of(url)],
+            protocol=await self._database.fetchval(sql.CONNECTION_ENCRYPTION),
+            verified=postgres_is_verified(self._settings.postgres_url),
+            advice="add sslmode=verify-full and sslrootcert= to TEAMTURN_POSTGRES_URL",
+        )
+
     async def _look_at_connections(self, name: str) -> Check:
         return await look_at_connections(name, lambda: self._connection(lane=True))
 
     async def _look_at_schema(self, name: str) -> Check:
         schema = self._settings.db_schema
-        missing = await pending(self._database, schema)
-        if not missing:
-            return doctor.ok(name, f"{schema!r} is at version {sql.MIGRATIONS[-1].version}, as this program")
-        state = "has no tables of teamturn" if len(missing) == len(sql.MIGRATIONS) else "is older than this program"
+        found = await schema_state(self._database, schema)
+        if not found.missing:
+            known = sql.MIGRATIONS[-1].version
+            as_is = (
+                "as this program" if found.newest == known else f"and compatible with this program, which knows {known}"
+            )
+            return doctor.ok(name, f"{schema!r} is at version {found.newest}, {as_is}")
+        state = "is older than this program" if found.has_tables else "has no tables of teamturn"
         return doctor.failure(name, f"{schema!r} {state}", "run teamturn migrate")
 
     async def _look_at_fleet(self, name: str) -> Check:
@@ -146,6 +164,16 @@ class Examination:
         told = _told_by(self._rabbitmq)
         where = host_and_port(self._settings.amqp_url)
         return doctor.rabbitmq(name, where, told.get("product", "?"), told.get("version", "?"))
+
+    async def _look_at_rabbitmq_tls(self, name: str) -> Check:
+        return doctor.encryption(
+            name,
+            [host for host, _ in hosts_of(self._settings.amqp_url.get_secret_value())],
+            # There is no way from amqps:// to a connection that is not.
+            protocol="TLS" if urlsplit(self._settings.amqp_url.get_secret_value()).scheme == "amqps" else None,
+            verified=rabbitmq_is_verified(self._settings.amqp_url),
+            advice="give amqps:// and cafile= in TEAMTURN_AMQP_URL, without no_verify_ssl",
+        )
 
     async def _look_at_topology(self, name: str) -> Check:
         objects = len(self._topology.exchanges()) + len(self._topology.queues())

@@ -2,6 +2,11 @@
 
     /healthz  200 as long as the event loop comes round
     /readyz   200 while requests are consumed, or could be: a worker whose fleet has others for all partitions stands by
+    /metrics  for Prometheus; see deploy/grafana/README.md
+    /turns    what is executed here now; see worker.operations.turns_page
+
+Whoever reaches the port can read all of them, ids of runs and sessions among them: it belongs on a private network.
+What is said in conversations is on none.
 
 A worker that is not ready needs no restart: it waits for what is away, and goes on when that is back.
 """
@@ -10,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Final
 
 from pydantic_core import to_json
@@ -34,10 +40,21 @@ class Condition:
     standing_by: bool
     """Others have all partitions."""
 
+    @property
+    def parts(self) -> dict[str, bool]:
+        """What must all be so for the worker to be ready, by short names."""
+        return {
+            "lanes": self.lanes,
+            "room": self.room,
+            "broker": self.broker,
+            "publishing": self.publishing,
+            "taking": self.consuming or self.standing_by,
+        }
+
     def problem(self) -> str | None:
         """Return what keeps the worker from being ready, the cause before what follows from it; None: nothing."""
         problems = {
-            "Postgres can't be reached": not self.lanes,
+            "Postgres can't be reached, or takes no writes": not self.lanes,
             "Postgres's disk is full": not self.room,
             "RabbitMQ can't be reached": not self.broker,
             "RabbitMQ takes no messages: it has a memory or disk alarm": not self.publishing,
@@ -45,6 +62,9 @@ class Condition:
         }
         return next((problem for problem, is_so in problems.items() if is_so), None)
 
+
+PAGES_OF_STARTED: Final = ("/metrics", "/turns")
+"""The pages of which there is nothing to tell before the start."""
 
 _UNKNOWN: Final = Condition(lanes=False, room=False, broker=False, publishing=False, consuming=False, standing_by=False)
 
@@ -55,16 +75,19 @@ class Health:
     def __init__(self) -> None:
         self._condition: Callable[[], Condition] = lambda: _UNKNOWN
         self._phase: str | None = "the worker is starting"
+        self._of_started: Pages = {}
 
     @property
     def pages(self) -> Pages:
         """The answers, by path."""
-        return {"/healthz": self._alive, "/readyz": self._ready}
+        later = {path: partial(self._later, path) for path in PAGES_OF_STARTED}
+        return {"/healthz": self._alive, "/readyz": self._ready, **later}
 
-    def started(self, condition: Callable[[], Condition]) -> None:
-        """Say that the worker has started; from now on, ask it for its condition."""
+    def started(self, condition: Callable[[], Condition], pages: Pages) -> None:
+        """Say that the worker has started; from now on, ask it for its condition, and for PAGES_OF_STARTED."""
         self._condition = condition
         self._phase = None
+        self._of_started = pages
 
     def draining(self) -> None:
         """Say that the worker takes no more requests for good."""
@@ -72,6 +95,10 @@ class Health:
 
     def _alive(self) -> Answer:
         return Answer(200, b'{"alive":true}\n')
+
+    def _later(self, path: str) -> Answer:
+        page = self._of_started.get(path)
+        return Answer(503, b"the worker is starting\n", "text/plain") if page is None else page()
 
     def _ready(self) -> Answer:
         condition = self._condition()

@@ -1,8 +1,12 @@
 """Logs: structlog, one event a line; JSON when standard error is not a terminal.
 
-A turn binds run_id, session_id and attempt once, as context variables of its task. Libraries' own records
+A turn binds run_id, session_id and attempt once, as context variables of its task; what is logged within a trace has
+its trace_id and span_id. Libraries' own records
 (aio-pika, asyncpg, pydantic-ai) go through the same renderer. Secrets are cut out of the rendered line, wherever
 in it they stand: an exception's text is somebody else's.
+
+What is said in conversations is in no line, unless TEAMTURN_LOG_CONTENT asks for it: the text of an exception is left
+out, since it may quote it, and libraries tell nothing below info, since they print what they send.
 """
 
 from __future__ import annotations
@@ -19,6 +23,9 @@ from urllib.parse import unquote, unquote_plus
 import structlog
 from structlog.typing import EventDict, Processor
 
+from worker.operations.tracebacks import traceback_without_texts
+from worker.operations.tracing import with_trace
+
 _SECRET_NAME: Final = re.compile(
     r"(key|token|secret|password|passwd|passphrase|authorization"
     # The ends of ordinary words too, such as "compat", and PWD is the working directory.
@@ -31,6 +38,17 @@ _USER_S_PASSWORD: Final = re.compile(r"//[^/?#:]*:([^/?#]*)@")
 _URL_PARAMETER: Final = re.compile(r"[?&#]([^=&#]+)=([^&#]+)")
 _DSN_PARAMETER: Final = re.compile(r"(?:^|[\s;])(\w+)\s*=\s*('[^']*'|[^\s;]+)")
 """Of "host=h password='p'" or "Server=h;Pwd=p"."""
+_LONGEST_TEXT: Final = 16_384
+"""Characters of one text in a line: an exception can quote whatever a model or a tool was sent."""
+_CREDENTIALS: Final = re.compile(
+    # What is one by what stands before it, wherever it came from: a header, a parameter, an address.
+    r"(?P<before>\bauthorization\b\W{1,6}(?:(?:bearer|basic|token)\s+)?|\bbearer\s+"
+    r"|\b(?:x-)?api[-_]?key\b\W{1,6}|://[^/?#:@\s]*:(?=[^/?#@\s]+@))"
+    r"(?P<secret>[^\s'\"\\,;&}\])@]{6,})",
+    re.IGNORECASE,
+)
+_NAMES_OF_FILES: Final = frozenset({"sslkey"})
+"""Of Postgres's: called a key, it says where one is."""
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
@@ -53,12 +71,14 @@ def _secrets_of(address: str) -> set[str]:
     parameters = [*_URL_PARAMETER.findall(address), *_DSN_PARAMETER.findall(address)]
     found = _USER_S_PASSWORD.findall(address)
     # As if each name had a part before it: here, unlike in the environment, "pwd" by itself is a password.
-    found += [value.strip("'") for name, value in parameters if _SECRET_NAME.search(f"_{name}")]
+    for name, value in parameters:
+        if _SECRET_NAME.search(f"_{name}") and name not in _NAMES_OF_FILES:
+            found.append(value.strip("'"))
     return {form for secret in found for form in (secret, unquote(secret), unquote_plus(secret))}
 
 
 class Redaction:
-    """Cuts known secrets out of text."""
+    """Cuts secrets out of text: those that are known, and what a credential's name or scheme stands before."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         # Longest first: one secret may be the beginning of another.
@@ -67,13 +87,14 @@ class Redaction:
 
     def __call__(self, text: str) -> str:
         """Return the text with each secret replaced by ***."""
-        return self._pattern.sub("***", text) if self._pattern else text
+        known = self._pattern.sub("***", text) if self._pattern else text
+        return _CREDENTIALS.sub(lambda found: f"{found['before']}***", known)
 
     def all_in(self, value: Any) -> Any:  # noqa: ANN401 - whatever was logged
         """Return a logged value with the secrets cut out of every text in it."""
         match value:
             case str():
-                return self(value)
+                return _shortened(self(value))
             case dict():
                 return {key: self.all_in(item) for key, item in value.items()}
             case list() | tuple():
@@ -81,7 +102,14 @@ class Redaction:
             case bool() | int() | float() | None:
                 return value
             case _:
-                return self(str(value))
+                return _shortened(self(str(value)))
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning and the end of a text that is too long for a line: of a traceback, both tell."""
+    left_out = len(text) - _LONGEST_TEXT
+    half = _LONGEST_TEXT // 2
+    return text if left_out <= 0 else f"{text[:half]} … ({left_out} characters more) … {text[-half:]}"
 
 
 class _Lines:
@@ -98,11 +126,15 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg = _write
 
 
-def configure_logging(*, level: int = logging.INFO) -> None:
-    """Send structlog's events and the standard library's records to standard error."""
+def configure_logging(*, level: int = logging.INFO, content: bool = False) -> None:
+    """Send structlog's events and the standard library's records to standard error, from a level on.
+
+    With `content` exceptions have their texts, and libraries' records begin at the same level.
+    """
     redact = Redaction(secrets_in(os.environ))
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        with_trace,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -116,7 +148,10 @@ def configure_logging(*, level: int = logging.INFO) -> None:
         renderer = structlog.dev.ConsoleRenderer()
     else:
         renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
-    renderers: list[Processor] = [structlog.processors.format_exc_info, redacted, renderer]
+    exceptions = structlog.processors.format_exc_info
+    if not content:
+        exceptions = structlog.processors.ExceptionRenderer(traceback_without_texts)
+    renderers: list[Processor] = [exceptions, redacted, renderer]
     structlog.configure(
         # Not through the standard library, which costs as much again: a turn logs a line.
         processors=[*shared, *renderers],
@@ -133,7 +168,7 @@ def configure_logging(*, level: int = logging.INFO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(level if content else max(level, logging.INFO))
     quiet_libraries()
 
 

@@ -1,4 +1,4 @@
-"""A small HTTP server for probes: GET or HEAD, one answer a connection, nothing secret in it.
+"""A small HTTP server for probes and scrapes: GET or HEAD, one answer a connection, nothing secret in it.
 
 On all interfaces: who probes a worker is on another machine, or in another network namespace.
 """

@@ -18,11 +18,12 @@ from aio_pika.abc import AbstractIncomingMessage
 from schemas.dead_letters import DeadLetterDone
 from schemas.requests import RunRequest
 from worker.errors import ClaimOutdated, RequestRefused, StatementRefused
+from worker.intake.delivery import message_id_of
 from worker.intake.forwarding import copy_with
 from worker.intake.reading import read_request
 from worker.intake.slots import slot_of
 from worker.operations.dead_letter_queue import DeadLetterQueue
-from worker.operations.dead_letters import dead_letter, headers_as_sent, message_id_of
+from worker.operations.dead_letters import dead_letter, headers_as_sent
 from worker.sessions.reopening import Outcome, Reopening, reopen
 
 

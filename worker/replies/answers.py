@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.errors import ErrorCode
+from schemas.ids import Target
 from schemas.replies import MemberResponse, RunError, RunMetrics, RunReply, RunStatus
 from schemas.requests import RunRequest
 from worker.executors.attempt import Outcome
@@ -49,6 +51,18 @@ def unreadable(known: Mapping[str, str], code: ErrorCode, message: str, *, now: 
         error=RunError(code=code, message=_plain(message)),
         created_at=int(now),
         completed_at=int(now),
+    )
+
+
+def of_deleted(run_id: str, session_id: str, user_id: str | None, target: Target, *, at: int) -> RunReply:
+    """Return what answers a run of a session that was deleted since, without anything of it. `at`: unix seconds."""
+    message = "the session was deleted, and the run's answer with it"
+    return RunReply(
+        **_ids(run_id, session_id, target, user_id),
+        status=RunStatus.ERROR,
+        error=RunError(code=ErrorCode.SESSION_DELETED, message=message),
+        created_at=at,
+        completed_at=at,
     )
 
 
@@ -135,14 +149,17 @@ def body_of(reply: RunReply) -> bytes:
     return reply.model_dump_json().encode()
 
 
-def _address(request: RunRequest) -> dict[str, str | None]:
-    target = request.target
+def _address(request: RunRequest) -> dict[str, Any]:
+    return _ids(request.run_id, request.session_id, request.target, request.user_id)
+
+
+def _ids(run_id: str, session_id: str, target: Target, user_id: str | None) -> dict[str, Any]:
     return {
-        "run_id": request.run_id,
-        "session_id": request.session_id,
+        "run_id": run_id,
+        "session_id": session_id,
         "session_type": target.type.value,
         f"{target.type.value}_id": target.id,
-        "user_id": request.user_id,
+        "user_id": user_id,
     }
 
 

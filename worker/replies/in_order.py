@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
 
 from worker.intake.delivery import RequestDelivery
+from worker.measures import UNMEASURED, Measures
 from worker.replies.replies import ReplyPublisher
 
 _log = structlog.get_logger()
@@ -16,7 +18,8 @@ _log = structlog.get_logger()
 class RepliesInOrder:
     """Publishes stored answers and acknowledges their requests, one after the other for each session."""
 
-    def __init__(self, replies: ReplyPublisher) -> None:
+    def __init__(self, replies: ReplyPublisher, measures: Measures = UNMEASURED) -> None:
+        self._measures = measures
         self._replies = replies
         self._under_way: set[asyncio.Task[None]] = set()
         self._last: dict[str, asyncio.Task[None]] = {}
@@ -53,10 +56,12 @@ class RepliesInOrder:
         then: Callable[[], None],
     ) -> None:
         request, delivery = received.request, received.delivery
+        stored = time.perf_counter()
         try:
             if before is not None:
                 await asyncio.wait([before])
             if await self._replies.publish(body, request, delivery):
+                self._measures.replied(time.perf_counter() - stored)
                 await delivery.ack()
             then()
         except Exception:  # noqa: BLE001 - whatever it is: the answer is stored, and is published for the redelivery

@@ -22,7 +22,8 @@ from worker.broker import BROKER_ERRORS, BrokerConnection, connect, strays_told
 from worker.cancellation import was_cancelled
 from worker.errors import BrokerUnavailable, StartupError
 from worker.frames import unlimited
-from worker.intake.topology import Topology, apply
+from worker.intake.topology import Topology, ensure
+from worker.measures import UNMEASURED, Measures, Tried
 from worker.patience import answered_within
 
 _CONFIRM_SECONDS: Final = 30.0
@@ -52,7 +53,8 @@ class MessageTooLarge(Exception):
 class Publisher:
     """One connection and channel for publishing, and new ones whenever they are lost."""
 
-    def __init__(self, url: SecretStr, topology: Topology, *, name: str) -> None:
+    def __init__(self, url: SecretStr, topology: Topology, *, name: str, measures: Measures = UNMEASURED) -> None:
+        self._measures = measures
         self._url = url
         self._topology = topology
         self._name = name
@@ -121,6 +123,7 @@ class Publisher:
                         reason = f"{type(error).__name__}: {error}"[:300]
                         _log.warning("publish_retried", exchange=exchange, reason=reason)
                     await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS)) - 1])
+                    self._measures.retried(Tried.PUBLISH)
                 else:
                     return True
         return False
@@ -188,7 +191,7 @@ class Publisher:
                 self._largest_bytes = sys.maxsize
             if self._doubtful:
                 # An exchange or a queue may be what is missing.
-                await apply(self._connection.amqp, self._topology)
+                await ensure(self._connection.amqp, self._topology)
                 self._doubtful = False
             if self._channel is None or self._channel.is_closed:
                 # Kept: its end is what closes the channel.

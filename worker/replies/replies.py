@@ -1,9 +1,15 @@
-"""Publishing replies: to the request's reply_to where that is allowed, else to the results."""
+"""Publishing replies: to the request's reply_to where that is allowed, else to the results.
+
+A reply's bytes and properties are the same each time that it is published. Its headers are not part of it: they name
+the trace of the request that it answers this time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import structlog
@@ -17,6 +23,7 @@ from worker.intake.delivery import Delivery
 from worker.intake.forwarding import CODE_HEADER
 from worker.intake.reading import known_ids
 from worker.intake.topology import Topology
+from worker.operations import tracing
 from worker.replies.answers import body_of, rejected, shortened, unreadable
 from worker.replies.direct import DIRECT, DirectReplies
 from worker.replies.publisher import MessageTooLarge, Publisher, Unroutable
@@ -101,6 +108,11 @@ class ReplyPublisher:
 
         What is not even a request is answered only where its reply_to says.
         """
+        with delivery.processing():
+            tracing.failed(refusal.code.value)
+            return await self._answer_refused(delivery, refusal)
+
+    async def _answer_refused(self, delivery: Delivery, refusal: RequestRefused) -> bool:
         now = delivery.published or 0.0  # from the message, so that a redelivery is answered with the same bytes
         if refusal.request is not None:
             reply = rejected(refusal.request, refusal.code, refusal.message, now=now)
@@ -108,7 +120,7 @@ class ReplyPublisher:
         reply_to = delivery.message.reply_to
         if not reply_to or not self._addresses.allowed(reply_to):
             return delivery.alive
-        known = known_ids(delivery.message.body, delivery.message.message_id, largest_bytes=self._largest_bytes)
+        known = known_ids(delivery.message.body, delivery.message_id, largest_bytes=self._largest_bytes)
         body = body_of(unreadable(known, refusal.code, refusal.message, now=now))
         try:
             return await self._to_address(_message(body, known.get("run_id"), delivery), reply_to, delivery)
@@ -118,32 +130,51 @@ class ReplyPublisher:
 
     async def _to_address(self, message: Message, reply_to: str, delivery: Delivery) -> bool:
         """Publish a reply where its request says. Raises Unroutable if nobody is there."""
-        if reply_to.startswith(DIRECT):
-            return await self._direct.publish(message, reply_to, wanted=lambda: delivery.alive)
-        return await self._addressed.publish(
-            message,
-            exchange="",
-            routing_key=reply_to,
-            mandatory=True,
-            wanted=lambda: delivery.alive,
-            most_tries=_MOST_ADDRESSED_TRIES,
-        )
+        with _sending(message, delivery, exchange="", routing_key=reply_to):
+            if reply_to.startswith(DIRECT):
+                return await self._direct.publish(message, reply_to, wanted=lambda: delivery.alive)
+            return await self._addressed.publish(
+                message,
+                exchange="",
+                routing_key=reply_to,
+                mandatory=True,
+                wanted=lambda: delivery.alive,
+                most_tries=_MOST_ADDRESSED_TRIES,
+            )
 
     async def _to_results(self, message: Message, request: RunRequest, delivery: Delivery) -> bool:
-        while True:
-            try:
-                return await self._results.publish(
-                    message,
-                    exchange=self._topology.results,
-                    # A routing key has 255 bytes, of which the kind takes a few: the id is cut, never the message.
-                    routing_key=str(request.target).encode()[:255].decode(errors="ignore"),
-                    mandatory=True,
-                    wanted=lambda: delivery.alive,
-                )
-            except Unroutable:
-                _log.error("results_queue_missing", queue=self._topology.results, action="declaring it again")
-                self._results.doubt()
-                await asyncio.sleep(_UNROUTABLE_SECONDS)
+        # A routing key has 255 bytes, of which the kind takes a few: the id is cut, never the message.
+        routing_key = str(request.target).encode()[:255].decode(errors="ignore")
+        with _sending(message, delivery, exchange=self._topology.results, routing_key=routing_key):
+            while True:
+                try:
+                    return await self._results.publish(
+                        message,
+                        exchange=self._topology.results,
+                        routing_key=routing_key,
+                        mandatory=True,
+                        wanted=lambda: delivery.alive,
+                    )
+                except Unroutable:
+                    _log.error("results_queue_missing", queue=self._topology.results, action="declaring it again")
+                    self._results.doubt()
+                    await asyncio.sleep(_UNROUTABLE_SECONDS)
+
+
+@contextmanager
+def _sending(message: Message, delivery: Delivery, *, exchange: str, routing_key: str) -> Iterator[None]:
+    """Trace the publishing of a reply, whose headers name that trace."""
+    sending = tracing.sending(
+        message.headers,
+        exchange=exchange,
+        routing_key=routing_key,
+        message_id=message.message_id,
+        body_bytes=message.body_size,
+    )
+    with sending:
+        yield
+        if not delivery.alive:
+            tracing.note({"teamturn.given_away": True})  # who has the delivery now replies
 
 
 def _message(body: bytes, run_id: str | None, delivery: Delivery) -> Message:

@@ -10,6 +10,7 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 from pydantic import SecretStr
 
+from worker.certificates import OF_POSTGRES, require_files, tls_mistake
 from worker.errors import ClaimOutdated, StartupError, StatementRefused, StoreFull, StoreUnavailable
 from worker.settings import hosts_of
 
@@ -42,14 +43,20 @@ which an operator mends (a revoked grant, a missing table, a broken disk) while 
 
 
 async def connect(
-    url: SecretStr, schema: str, *, application: str, lane: bool = False, writes: bool = False
+    url: SecretStr,
+    schema: str,
+    *,
+    application: str,
+    lane: bool = False,
+    writes: bool = False,
+    statement_timeout: str | None = None,
 ) -> asyncpg.Connection:
     """Open a connection whose unqualified names are the schema's.
 
     A lane's connection gets the limits by which Postgres itself takes the locks from a worker that is frozen, cut
-    off or stuck. One that writes, as a lane does, is to a server that takes writes: no stand-by. Raises StartupError
-    for what an operator must mend (password, database, role, version), and StoreUnavailable where there is no server
-    or it is not ready yet.
+    off or stuck. One that writes, as a lane does, is to a server that takes writes: no stand-by. `sslmode` and the
+    files of the URL mean what they mean to libpq. Raises StartupError for what an operator must mend (password,
+    certificate, database, role, version), and StoreUnavailable where there is no server or it is not ready yet.
     """
     settings = {
         # Quoted: asyncpg passes it as it is, and the setting's own syntax folds and splits names.
@@ -57,6 +64,8 @@ async def connect(
         "application_name": application[:63],
         "timezone": "UTC",
     }
+    if statement_timeout is not None:
+        settings["statement_timeout"] = statement_timeout
     if lane:
         settings |= {
             # Freed in time an idle holder's locks; a worker frozen while it reads a large result is not idle,
@@ -70,6 +79,7 @@ async def connect(
             # 24.5 ms with three of 12,000 runs, 0.5 ms without (measured).
             "jit": "off",
         }
+    require_files("TEAMTURN_POSTGRES_URL", url, OF_POSTGRES)
     try:
         connection = await asyncpg.connect(
             url.get_secret_value(),
@@ -77,36 +87,45 @@ async def connect(
             server_settings=settings,
             target_session_attrs=SessionAttribute.read_write if lane or writes else None,
         )
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
-        raise StartupError(
-            f"Postgres refuses the user or the password of TEAMTURN_POSTGRES_URL ({_reason(error)})"
-        ) from None
-    except asyncpg.InvalidCatalogNameError as error:
-        raise StartupError(
-            f"Postgres has no such database ({_reason(error)}): create it, or correct TEAMTURN_POSTGRES_URL"
-        ) from None
-    except asyncpg.TargetServerAttributeNotMatched as error:
-        raise StoreUnavailable(
-            f"Postgres at {address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
-        ) from error
-    except _TRY_AGAIN as error:
-        if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
-            # What PgBouncer says to each that it is not told to ignore.
-            raise StartupError(
-                f"a connection pooler answers at {address(url)} ({_reason(error)}): give the direct address of "
-                "Postgres in TEAMTURN_POSTGRES_URL"
-            ) from None
-        raise StoreUnavailable(
-            f"Postgres can't be reached at {address(url)} ({_reason(error)}): is it running, and is "
-            "TEAMTURN_POSTGRES_URL right?"
-        ) from error
-    except (ValueError, asyncpg.PostgresError) as error:
-        raise StartupError(f"TEAMTURN_POSTGRES_URL can't be used: {_reason(error)}") from None
+    except (*DRIVER_ERRORS, TimeoutError, ValueError) as error:
+        raise _why_not_connected(error, url) from error
     version = connection.get_server_version()
     if version.major < OLDEST_SERVER:
         await connection.close()
         raise StartupError(f"PostgreSQL {version.major} is too old: teamturn needs {OLDEST_SERVER} or newer")
     return connection
+
+
+def _why_not_connected(  # noqa: PLR0911 - each return is a case
+    error: Exception, url: SecretStr
+) -> StartupError | StoreUnavailable:
+    """Return our error for one of the driver's: whether an operator must mend something, and what."""
+    reason = _reason(error)
+    match error:
+        case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
+            return StartupError(f"Postgres refuses the user or the password of TEAMTURN_POSTGRES_URL ({reason})")
+        case asyncpg.InvalidCatalogNameError():
+            return StartupError(
+                f"Postgres has no such database ({reason}): create it, or correct TEAMTURN_POSTGRES_URL"
+            )
+        case asyncpg.TargetServerAttributeNotMatched():
+            return StoreUnavailable(
+                f"Postgres at {address(url)} takes no writes: it is a stand-by, or default_transaction_read_only is set"
+            )
+        case asyncpg.ProtocolViolationError() if "startup parameter" in str(error):
+            # What PgBouncer says to each that it is not told to ignore.
+            return StartupError(
+                f"a connection pooler answers at {address(url)} ({reason}): give the direct address of Postgres in "
+                "TEAMTURN_POSTGRES_URL"
+            )
+    if mistake := tls_mistake(error):
+        files = "sslmode=, sslrootcert=, sslcert= and sslkey= in TEAMTURN_POSTGRES_URL"
+        return StartupError(f"Postgres at {address(url)}: {mistake} ({files})")
+    if not isinstance(error, _TRY_AGAIN) or isinstance(error, asyncpg.ClientConfigurationError):
+        return StartupError(f"TEAMTURN_POSTGRES_URL can't be used: {reason}")
+    return StoreUnavailable(
+        f"Postgres can't be reached at {address(url)} ({reason}): is it running, and is TEAMTURN_POSTGRES_URL right?"
+    )
 
 
 def translated(error: Exception) -> Exception:

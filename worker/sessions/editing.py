@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
 import sql
+from schemas.ids import SessionType, Target
+from worker.replies.answers import body_of, of_deleted
 
 LONGEST_NAME_CHARACTERS: Final = 255
 _LOOK_SECONDS: Final = 0.25
+_RECEIPTS_AT_ONCE: Final = 1000
 
 
 class Deleted(StrEnum):
@@ -34,11 +37,14 @@ async def rename_session(connection: asyncpg.Connection, session_id: str, name: 
     return await connection.fetchval(sql.RENAME_SESSION, session_id, name) is not None
 
 
-async def delete_session(connection: asyncpg.Connection, session_id: str, *, wait_seconds: float = 0) -> Deleted:
+async def delete_session(
+    connection: asyncpg.Connection, session_id: str, *, wait_seconds: float = 0, with_receipts: bool = False
+) -> Deleted:
     """Delete a session with its runs, under its lock; wait so long for a turn that is being executed.
 
-    The replies of its runs stay, so that a request that is delivered again is answered and not executed again. A
-    request that waits begins a new session. The connection must be a direct one.
+    Of its receipts only the replies go: a request that is delivered again is told that the session was deleted, and is
+    not executed again. `with_receipts`: they go as well, and it would be. A request that waits begins a new session.
+    The connection must be a direct one.
     """
     until = time.monotonic() + wait_seconds
     while not await connection.fetchval(sql.LOCK_SESSION, session_id):
@@ -46,7 +52,40 @@ async def delete_session(connection: asyncpg.Connection, session_id: str, *, wai
             return Deleted.BUSY
         await asyncio.sleep(_LOOK_SECONDS)
     try:
-        found = await connection.fetchval(sql.DELETE_SESSION, session_id)
+        async with connection.transaction():
+            gone = await connection.fetchrow(sql.DELETE_SESSIONS, [session_id])
+            await _forget_replies(connection, sql.RECEIPTS_OF_SESSION, session_id, with_receipts=with_receipts)
     finally:
         await connection.fetch(sql.UNLOCK_SESSIONS, [session_id])
-    return Deleted.UNKNOWN if found is None else Deleted.DELETED
+    return Deleted.DELETED if gone is not None and gone["sessions"] else Deleted.UNKNOWN
+
+
+async def forget_user(connection: asyncpg.Connection, user_id: str, *, with_receipts: bool = False) -> int:
+    """Delete what is kept of a user beside the sessions: replies to what was refused, or to runs of deleted sessions.
+
+    Return how many receipts there were; they keep their ids, or go as well (`with_receipts`).
+    """
+    async with connection.transaction():
+        await connection.execute(sql.DELETE_CANCELLATIONS, user_id)
+        return await _forget_replies(connection, sql.RECEIPTS_OF_USER, user_id, with_receipts=with_receipts)
+
+
+async def _forget_replies(connection: asyncpg.Connection, query: str, of: str, *, with_receipts: bool) -> int:
+    """Empty or delete the receipts that a query finds, a page at a time."""
+    last: str | None = None
+    number = 0
+    while page := await connection.fetch(query, of, last, _RECEIPTS_AT_ONCE):
+        last = page[-1]["run_id"]
+        number += len(page)
+        run_ids = [record["run_id"] for record in page]
+        if with_receipts:
+            await connection.execute(sql.DELETE_RECEIPTS, run_ids)
+        else:
+            await connection.execute(sql.EMPTY_RECEIPTS, run_ids, [_reply_after_deletion(record) for record in page])
+    return number
+
+
+def _reply_after_deletion(receipt: Any) -> bytes:  # noqa: ANN401 - an asyncpg Record
+    target = Target.model_construct(type=SessionType(receipt["target_type"]), id=receipt["target_id"])
+    ids = (receipt["run_id"], receipt["session_id"], receipt["user_id"])
+    return body_of(of_deleted(*ids, target, at=receipt["created_at"]))

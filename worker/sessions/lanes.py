@@ -24,6 +24,7 @@ from pydantic import SecretStr
 
 import sql
 from worker.errors import LaneLost, StatementRefused, StoreUnavailable
+from worker.measures import UNMEASURED, Measures, Tried
 from worker.patience import answered_within
 from worker.sessions.database import application_name, connect, translated
 
@@ -41,6 +42,7 @@ _LARGEST_BATCH_BYTES: Final = 4 * 2**20
 _BROKEN: Final = (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """The connection can't be used any more. An internal error is what asyncpg makes of a statement between Postgres's last
 words (idle_session_timeout) and the end of the connection."""
+_TAKES_NO_WRITES: Final = "Postgres takes no writes any more: it has become a stand-by, or was made read-only"
 _RECONNECT_SECONDS: Final = (0.1, 0.25, 0.5)
 
 _log = structlog.get_logger()
@@ -78,6 +80,7 @@ class LaneConnection:
     """One life of a lane's connection. Locks taken here are gone when it is closed."""
 
     connection: asyncpg.Connection
+    measures: Measures = UNMEASURED
     _waiting: dict[str, tuple[Statement[Any, Any], list[_Submitted]]] = field(default_factory=dict)
     _work: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: list[_Submitted] = field(default_factory=list)
@@ -157,8 +160,10 @@ class LaneConnection:
                 async with asyncio.timeout(_PING_SECONDS):
                     await self._work.wait()
             if not self._waiting:
-                # It also says whether the connection was lost meanwhile.
-                await self._fetch(sql.PING, limit_seconds=_PONG_SECONDS)
+                # It also says whether the connection was lost meanwhile, and whether the next commit would be refused.
+                answered = await self._fetch(sql.PING, limit_seconds=_PONG_SECONDS)
+                if any(row["read_only"] for row in answered):
+                    raise LaneLost(_TAKES_NO_WRITES)
 
     def _next_batch(self) -> tuple[Statement[Any, Any], list[_Submitted]]:
         name = next(iter(self._waiting))
@@ -190,6 +195,7 @@ class LaneConnection:
             await self._execute(statement, batch[:half])
             await self._execute(statement, batch[half:])
             return
+        self.measures.batched(statement.name, len(rows))
         try:
             results = statement.results(rows, records)
         except Exception as error:  # noqa: BLE001 - what can't be read is its callers' trouble, not the lane's
@@ -221,7 +227,7 @@ class LaneConnection:
             raise StatementRefused(type(error).__name__) from error
         except asyncpg.ReadOnlySQLTransactionError as error:
             # A fail-over; another connection, to another server maybe, can write.
-            raise LaneLost("Postgres takes no writes any more: it has become a stand-by") from error
+            raise LaneLost(_TAKES_NO_WRITES) from error
         except (asyncpg.PostgresError, *_BROKEN, TimeoutError) as error:
             if self.connection.is_closed() or isinstance(error, _BROKEN):
                 raise LaneLost(f"the connection to Postgres is gone ({type(error).__name__})") from error
@@ -268,10 +274,11 @@ def _settle(batch: Sequence[_Submitted], results: Sequence[object]) -> None:
 class Lane:
     """One lane: a connection, and a new one whenever it is lost."""
 
-    def __init__(self, url: SecretStr, schema: str, number: int) -> None:
+    def __init__(self, url: SecretStr, schema: str, number: int, measures: Measures = UNMEASURED) -> None:
+        self.number = number
         self._url = url
         self._schema = schema
-        self._number = number
+        self._measures = measures
         self._current: LaneConnection | None = None
         self._listeners: dict[str, Callable[[], None]] = {}
         self.connected_since = -math.inf
@@ -297,23 +304,23 @@ class Lane:
 
     async def open(self) -> None:
         """Make the first connection. Raises StartupError or StoreUnavailable."""
-        self._current = LaneConnection(await self._connect())
+        self._current = LaneConnection(await self._connect(), self._measures)
 
     async def run(self) -> None:
         """Serve the lane, reconnecting as long as it takes, until the task is cancelled."""
         while True:
             if self._current is None:
-                self._current = LaneConnection(await self._reconnected())
+                self._current = LaneConnection(await self._reconnected(), self._measures)
                 self.connected_since = time.monotonic()
-                _log.info("lane_reconnected", lane=self._number)
+                _log.info("lane_reconnected", lane=self.number)
             try:
                 await self._current.run()
             finally:
                 self._current = None
-            _log.warning("lane_lost", lane=self._number, consequence="its sessions' locks are free")
+            _log.warning("lane_lost", lane=self.number, consequence="its sessions' locks are free")
 
     async def _connect(self) -> asyncpg.Connection:
-        name = application_name(f"lane {self._number}")
+        name = application_name(f"lane {self.number}")
         connection = await connect(self._url, self._schema, application=name, lane=True)
         try:
             for channel, notified in self._listeners.items():
@@ -325,12 +332,16 @@ class Lane:
         return connection
 
     async def _reconnected(self) -> asyncpg.Connection:
-        return await _repeated(self._connect, self._number)
+        return await _repeated(self._connect, self.number, self._measures)
 
 
-async def _repeated(attempt: Callable[[], Awaitable[asyncpg.Connection]], lane: int) -> asyncpg.Connection:
+async def _repeated(
+    attempt: Callable[[], Awaitable[asyncpg.Connection]], lane: int, measures: Measures
+) -> asyncpg.Connection:
     tries = 0
     while True:
+        if tries:
+            measures.retried(Tried.CONNECT_POSTGRES)
         try:
             return await attempt()
         # Also what would be a mistake of the operator's at the start: a server that comes back, or a fail-over,

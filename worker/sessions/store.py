@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -19,13 +20,16 @@ from worker.errors import (
     ClaimOutdated,
     ClaimUnreadable,
     LaneLost,
+    SessionBusyElsewhere,
     SessionDeleted,
+    StatementRefused,
 )
 from worker.executors.asked import asked_again, asked_together
 from worker.executors.journal import StepRecord
 from worker.executors.json_values import clean
 from worker.executors.pauses import Origin, Pause
 from worker.executors.turn import JsonObject, Usage
+from worker.measures import UNMEASURED, CommitRefusal, Measures, Tried
 from worker.sessions import statements
 from worker.sessions.claim import Claim, Coalesced, Earlier, Pauses
 from worker.sessions.lanes import Lane, LaneConnection
@@ -77,6 +81,8 @@ class ClaimedSession:
     claim: Claim
     _lane: LaneConnection
     _writes: Writes
+    claim_seconds: float = 0.0
+    """How long the claim took."""
 
     @property
     def next_turn(self) -> int:
@@ -178,7 +184,25 @@ class ClaimedSession:
             answer=self._answer(reply, body, others, pause),
             size_bytes=max(size_bytes, len(body)) + sum(len(other.body) for other in others),
         )
-        outcome = await self._writes.persistently(lambda: self._lane.submit(statements.COMMIT, row))
+        try:
+            await self._writes.persistently(lambda: self._committed(row), what=Tried.COMMIT)
+        except ClaimOutdated:
+            self._writes.measures.commit_refused(CommitRefusal.STALE)
+            raise
+        except SessionDeleted:
+            self._writes.measures.commit_refused(CommitRefusal.DELETED)
+            raise
+        except StatementRefused:
+            self._writes.measures.commit_refused(CommitRefusal.REFUSED)
+            raise
+        except LaneLost:
+            self._writes.measures.commit_refused(CommitRefusal.LANE_LOST)
+            raise
+
+    async def _committed(self, row: CommitRow) -> None:
+        begun = time.perf_counter()
+        outcome = await self._lane.submit(statements.COMMIT, row)
+        self._writes.measures.committed(time.perf_counter() - begun)
         if outcome is CommitOutcome.DELETED:
             raise SessionDeleted("the session was deleted while the turn ran; nothing was stored")
         if outcome is CommitOutcome.STALE:
@@ -226,11 +250,14 @@ class ClaimedSession:
 class SessionStore:
     """The sessions of one schema, over a few lanes."""
 
-    def __init__(self, url: SecretStr, schema: str, *, locks: int = _DEFAULT_LOCKS) -> None:
+    def __init__(
+        self, url: SecretStr, schema: str, *, locks: int = _DEFAULT_LOCKS, measures: Measures = UNMEASURED
+    ) -> None:
         """`locks` is how many locks Postgres has room for."""
         self.lock_budget = LockBudget(locks)
-        self._writes = Writes()
-        self._lanes = [Lane(url, schema, number) for number in range(LANES)]
+        self._measures = measures
+        self._writes = Writes(measures)
+        self._lanes = [Lane(url, schema, number, measures) for number in range(LANES)]
 
     @property
     def first_lane(self) -> Lane:
@@ -241,6 +268,11 @@ class SessionStore:
     def alive(self) -> bool:
         """Whether every lane has a connection."""
         return all(lane.alive for lane in self._lanes)
+
+    @property
+    def lanes_alive(self) -> dict[int, bool]:
+        """Whether each lane has a connection, by its number."""
+        return {lane.number: lane.alive for lane in self._lanes}
 
     @property
     def connected_since(self) -> float:
@@ -277,6 +309,7 @@ class SessionStore:
             request.run_id, request.session_id, history_runs, summarized, request.fingerprint, request.user_id
         )
         await self.lock_budget.take()
+        begun = time.perf_counter()
         try:
             lane = self._lane_of(request.session_id).connection()
             claiming = lane.post(statements.CLAIM, row)
@@ -291,11 +324,15 @@ class SessionStore:
             else:
                 claiming.add_done_callback(partial(self._given_up, lane, request.session_id))
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, SessionBusyElsewhere):
+                self._measures.claimed(time.perf_counter() - begun)
             self._given_up(lane, request.session_id, claiming)
             raise
+        seconds = time.perf_counter() - begun
+        self._measures.claimed(seconds)
         try:
-            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes)
+            yield ClaimedSession(request=request, claim=claim, _lane=lane, _writes=self._writes, claim_seconds=seconds)
         finally:
             _unlock(lane, request.session_id, self.lock_budget.give_back)
 

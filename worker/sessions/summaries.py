@@ -13,12 +13,14 @@ out, but only if it takes a later one: where it rejects everything, the fault is
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import structlog
 from structlog.contextvars import bound_contextvars, clear_contextvars
 
 from worker.errors import StatementRefused, StoreUnavailable, SummaryRejected
+from worker.executors.model_calls import ModelCall, model_calls_told
 from worker.executors.turn import Summarizer
 from worker.sessions.statements import MOST_RUNS_SUMMARIZED
 from worker.sessions.store import SessionStore
@@ -29,6 +31,8 @@ _MOST_WRITTEN: Final = 3
 _MOST_REJECTED: Final = 8
 """Four find the run that is at fault in a batch of twenty, the fifth is of that run alone."""
 
+ModelCalled = Callable[[ModelCall], None]
+
 _log = structlog.get_logger()
 
 
@@ -38,15 +42,15 @@ class Summaries:
     def __init__(self, sessions: SessionStore) -> None:
         self._sessions = sessions
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._wanted: dict[str, Summarizer] = {}
+        self._wanted: dict[str, tuple[Summarizer, ModelCalled]] = {}
         self._writing: dict[str, asyncio.Task[None]] = {}
 
-    def want(self, session_id: str, summarizer: Summarizer) -> None:
-        """Have the session's summary brought up to date, when there is time for it."""
+    def want(self, session_id: str, summarizer: Summarizer, *, model_called: ModelCalled = lambda _: None) -> None:
+        """Have the session's summary brought up to date, when there is time for it, and be told of the calls."""
         if session_id in self._writing:
-            self._wanted[session_id] = summarizer
+            self._wanted[session_id] = summarizer, model_called
         else:
-            self._start(session_id, summarizer)
+            self._start(session_id, summarizer, model_called)
 
     async def drained(self) -> None:
         """Wait until none is wanted any more."""
@@ -60,20 +64,20 @@ class Summaries:
             task.cancel()
         await self.drained()
 
-    def _start(self, session_id: str, summarizer: Summarizer) -> None:
-        task = asyncio.create_task(self._write(session_id, summarizer), name=f"summary {session_id}")
+    def _start(self, session_id: str, summarizer: Summarizer, model_called: ModelCalled) -> None:
+        task = asyncio.create_task(self._write(session_id, summarizer, model_called), name=f"summary {session_id}")
         self._writing[session_id] = task
         # Not at the end of the task itself: one that is cancelled before it began has none.
         task.add_done_callback(lambda _: self._go_on(session_id))
 
     def _go_on(self, session_id: str) -> None:
         del self._writing[session_id]
-        if (summarizer := self._wanted.pop(session_id, None)) is not None:
-            self._start(session_id, summarizer)
+        if (wanted := self._wanted.pop(session_id, None)) is not None:
+            self._start(session_id, *wanted)
 
-    async def _write(self, session_id: str, summarizer: Summarizer) -> None:
+    async def _write(self, session_id: str, summarizer: Summarizer, model_called: ModelCalled) -> None:
         clear_contextvars()  # of the turn that wanted it
-        with bound_contextvars(session_id=session_id):
+        with bound_contextvars(session_id=session_id), model_calls_told(model_called):
             try:
                 async with self._slots, asyncio.timeout(_LONGEST_SECONDS):
                     await self._bring_up_to_date(session_id, summarizer)
@@ -108,7 +112,7 @@ class Summaries:
                 await self._sessions.store_summary(
                     session_id, summary.text, up_to=up_to, usage=summary.usage, topics=summary.topics
                 )
-                _log.info("summary_written", runs=summary.runs, input_tokens=summary.usage.input_tokens)
+                _log.debug("summary_written", runs=summary.runs, input_tokens=summary.usage.input_tokens)
                 written += 1
 
 

@@ -63,6 +63,7 @@ class AgentRunner:
                     prompt,
                     message_history=history or None,
                     deps=turn,
+                    conversation_id=turn.session_id,
                     usage=budget.usage,
                     usage_limits=budget.limits,
                     model=self.model if self.agent.model is None else None,

@@ -31,6 +31,7 @@ from pydantic_ai.durable_exec import (
     ModelRequestId,
     RoleBasedOperationConfig,
     ToolsetCallToolId,
+    record_durable_unit,
 )
 from pydantic_ai.messages import AgentStreamEvent, ModelMessage, PartDeltaEvent, PartStartEvent
 from pydantic_ai.models import Model, ModelRequestParameters
@@ -41,6 +42,7 @@ from typing_extensions import override
 from worker.executors.journal import Asked
 from worker.executors.json_values import cleaned_json
 from worker.executors.steps import Steps
+from worker.team.prices import tell_response
 from worker.team.streaming import is_watched, tell, tell_all
 from worker.team.toolsets import DELEGATES
 
@@ -110,26 +112,42 @@ class _JournalBackend(CallableOperationBackend[_Config]):
         config: _Config,
     ) -> object:
         steps = _steps.get()
+        made = False
 
         async def make() -> object:
-            return cleaned_json(await body())
+            nonlocal made
+            made = True
+            result = cleaned_json(await body())
+            if steps is not None and isinstance(operation_id, ModelRequestId):
+                tell_response(result)
+            return result
 
         if steps is None:
             return await make()
-        match operation_id:
-            case ModelRequestId():
-                asked = Asked("", _request_asked(cache_key), repeatable=True, failure_kept=False, tokens=_tokens_of)
-                return await steps.call("model.request", asked, make)
-            case ToolsetCallToolId():
-                tool, arguments, context, *_ = cache_key
-                assert isinstance(context, RunContext)  # noqa: S101 - for the type checker
-                asked = Asked("", _hashed([tool, arguments]), repeatable=config.repeatable)
-                return await steps.call(step_of_call(tool, context.tool_call_id), asked, make)
-            case CapabilityOperationId(capability_id=capability, operation=operation):
-                return await steps.call(f"{capability}.{operation}", Asked("", repeatable=config.repeatable), make)
-            case _:
-                operation_name = name.removeprefix(f"{_NAME}__")
-                return await steps.call(operation_name, Asked("", repeatable=True, failure_kept=False), make)
+        step, asked = _step_of(operation_id, name, cache_key, config)
+        try:
+            return await steps.call(step, asked, make)
+        finally:
+            record_durable_unit(executed=made)
+
+
+def _step_of(
+    operation_id: DurableOperationId, name: str, cache_key: tuple[object, ...], config: _Config
+) -> tuple[str, Asked]:
+    """Return the name of the step that an operation is, and what it asks."""
+    match operation_id:
+        case ModelRequestId():
+            asked = Asked("", _request_asked(cache_key), repeatable=True, failure_kept=False, tokens=_tokens_of)
+            return "model.request", asked
+        case ToolsetCallToolId():
+            tool, arguments, context, *_ = cache_key
+            assert isinstance(context, RunContext)  # noqa: S101 - for the type checker
+            asked = Asked("", _hashed([tool, arguments]), repeatable=config.repeatable)
+            return step_of_call(tool, context.tool_call_id), asked
+        case CapabilityOperationId(capability_id=capability, operation=operation):
+            return f"{capability}.{operation}", Asked("", repeatable=config.repeatable)
+        case _:
+            return name.removeprefix(f"{_NAME}__"), Asked("", repeatable=True, failure_kept=False)
 
 
 def _request_asked(cache_key: tuple[object, ...]) -> bytes:

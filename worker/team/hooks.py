@@ -39,6 +39,7 @@ from worker.executors.json_values import clean, cleaned_json
 from worker.team.approvals import decided
 from worker.team.budget import Budget
 from worker.team.failures import described, given_up, is_passing, seconds_asked_for
+from worker.team.prices import tell_response
 from worker.team.streaming import is_watched, tell, tell_call
 from worker.team.toolsets import AsSteps, guarded
 
@@ -86,11 +87,17 @@ class TurnHooks(AbstractCapability[Any]):
     ) -> ModelResponse:
         budget = Budget.current()
         if budget is None:
-            return await handler(request_context)
+            return self._told(await handler(request_context))
         with budget.request():
-            response = await handler(request_context)
+            response = self._told(await handler(request_context))
         outputs = {tool.name for tool in request_context.model_request_parameters.output_tools}
         budget.check_answer(sum(call.tool_name not in outputs for call in response.tool_calls))
+        return response
+
+    def _told(self, response: ModelResponse) -> ModelResponse:
+        # Where calls are steps, the durable engine tells of them: here they may come from the journal.
+        if self.as_steps is None:
+            tell_response(response)
         return response
 
     @override

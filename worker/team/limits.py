@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import JsonValue
+from pydantic_ai.durable_exec import replay_scope
 from pydantic_ai.usage import RunUsage, UsageLimits
 
 from worker.errors import TurnTimedOut
@@ -42,7 +43,9 @@ async def within_limits(limits: TurnLimits, turn: Turn, answer: Callable[[Budget
     """Take a turn within its limits. Raises TurnTimedOut past its time; `answer` raises UsageLimitReached."""
     usage = RunUsage()
     try:
-        return await _in_time(limits, "the turn", turn, answer(Budget(usage, limits.usage)))
+        # What an earlier attempt did is neither traced nor counted again.
+        with replay_scope():
+            return await _in_time(limits, "the turn", turn, answer(Budget(usage, limits.usage)))
     finally:
         # Also of a turn that failed: its tokens were spent.
         turn.usage.input_tokens += usage.input_tokens

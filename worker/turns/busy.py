@@ -75,9 +75,9 @@ class BusySessions:
             try:
                 await self._judge(received, earlier)
             except (SessionBusyElsewhere, StoreUnavailable, StatementRefused, ClaimOutdated) as error:
-                _log.info("busy_not_judged", reason=str(error), consequence="it is judged in its place")
+                _log.debug("busy_not_judged", reason=str(error), consequence="it is judged in its place")
             except Exception:  # noqa: BLE001 - whatever it is, the request has its place
-                _log.exception("busy_not_judged", consequence="it is judged in its place")
+                _log.exception("busy_judging_failed", consequence="it is judged in its place")
 
     async def _judge(self, received: RequestDelivery, earlier: Sequence[RequestDelivery]) -> None:
         request = received.request
@@ -104,5 +104,5 @@ class BusySessions:
         request = received.request
         for one in earlier:
             if (one.request.user_id, one.request.target) == (request.user_id, request.target):
-                _log.info("run_interrupted", interrupted=one.request.run_id)
+                _log.debug("run_interrupted", interrupted=one.request.run_id)
                 await self._sessions.cancel(Cancellation(one.request.run_id, request.session_id, request.user_id))

@@ -47,7 +47,7 @@ async def coalesced(claimed: ClaimedSession, run: Run, received: RequestDelivery
     if found.cancelled:
         run.cancel()
     if found.joined:
-        _log.info("requests_joined", joined=[one.run_id for one in found.joined])
+        _log.debug("requests_joined", joined=[one.run_id for one in found.joined])
     return replace(claimed, claim=replace(claim, joined=found.joined))
 
 

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from schemas.errors import ErrorCode
 from schemas.replies import RunReply, RunStatus
+from schemas.requests import RunRequest
 from worker.decide import Refuse
 from worker.errors import InvalidResult, SessionDeleted, StatementRefused
 from worker.executors.attempt import Outcome, failed, new_turn
+from worker.executors.batches import cut
 from worker.executors.pauses import PauseRules
-from worker.executors.turn import Executor, Turn, TurnContext
+from worker.executors.turn import Executor, Turn, TurnContext, text_of
+from worker.measures import UNMEASURED, Measures
+from worker.operations import tracing
 from worker.replies.answers import Timing, answered_with, body_of, finished, rejected, shortened
 from worker.sessions.store import Answer, ClaimedSession
 from worker.sessions.stored_runs import FinishedTurn
+from worker.turns.poison import is_given_up
+from worker.turns.spans import answered
 
 LARGEST_REPLY_BYTES: Final = 15 * 2**20
 """RabbitMQ 4 refuses messages over 16 MiB, and with them the channel."""
 LARGEST_RESULT_BYTES: Final = 32 * 2**20
 """Of a reply that is stored: all else on the lane waits while it is written, some seconds at worst (measured)."""
+
+_LONGEST_LOGGED_CHARACTERS: Final = 500
 
 _log = structlog.get_logger()
 
@@ -29,42 +37,59 @@ _log = structlog.get_logger()
 class Ending:
     """Stores how turns and requests end, in one schema."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, measures: Measures = UNMEASURED, *, content_logged: bool = False) -> None:
+        """`content_logged`: whether input and answer, shortened, are in the line that is logged of a turn."""
+        self._measures = measures
+        self._content_logged = content_logged
         self._schema = schema
 
     async def refused(self, claimed: ClaimedSession, refusal: Refuse, published: float | None) -> bytes:
         """Return the reply's bytes to a request that is refused, stored if it depends on the moment."""
-        _log.info("turn_rejected", code=refusal.code.value, reason=refusal.message)
+        _log.info("turn_rejected", target=str(claimed.request.target), code=refusal.code.value, reason=refusal.message)
         # What is not stored is made again for a redelivery: from the message alone, not from the clock.
         now = time.time() if refusal.stored else published or 0.0
         reply = rejected(claimed.request, refusal.code, refusal.message, now=now, retryable=refusal.retryable)
+        answered(reply)
         body = body_of(reply)
         if refusal.stored:
             await claimed.keep_answer(reply, body)
+        self._count(claimed, reply)
         return body
 
     async def cancelled(self, claimed: ClaimedSession) -> bytes:
         """Return the reply's bytes to a request that was cancelled before it was started, stored."""
-        _log.info("turn_cancelled", started=False)
+        _log.info("turn_cancelled", target=str(claimed.request.target), started=False)
         message = "the run was cancelled before it was started"
         reply = rejected(claimed.request, ErrorCode.CANCELLED, message, now=time.time(), status=RunStatus.CANCELLED)
+        answered(reply)
         body = body_of(reply)
         await claimed.keep_answer(reply, body)
+        self._count(claimed, reply)
         return body
 
     async def stored(
-        self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, *, timing: Timing
+        self,
+        claimed: ClaimedSession,
+        executor: Executor,
+        turn: Turn,
+        outcome: Outcome,
+        *,
+        timing: Timing,
+        redelivered: bool = False,
     ) -> tuple[RunReply, bytes]:
         """Commit a turn that was taken; return its reply, and the bytes of it that are stored and sent.
 
         Raises what ClaimedSession.commit does, but for what is the result's own fault: that ends as invalid_result.
         """
         request, claim = claimed.request, claimed.claim
+        resumed, begun = turn.steps.journal.resumed_steps, time.perf_counter()
         try:
             reply, body = await self._committed(claimed, executor, turn, outcome, timing)
         except (StatementRefused, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             # Postgres refuses it; or what users' code has left in the turn's fields is not what belongs there.
-            _log.error("result_refused", reason=str(error), exc_info=error)
+            # Of what users' code has left, an error's text may quote it.
+            reason = str(error) if isinstance(error, StatementRefused) else type(error).__name__
+            _log.error("result_refused", reason=reason, exc_info=error)
             turn = new_turn(claimed.asked, claim.session, TurnContext(claim.database_time), attempt=turn.attempt)
             unstorable = failed(InvalidResult("the result can't be stored"))
             reply = finished(request, turn, unstorable, number=None, timing=timing)
@@ -72,13 +97,32 @@ class Ending:
             await claimed.keep_answer(reply, body, self._others(claimed, reply))
         _log.info(
             "turn_finished",
-            target=str(request.target),
-            status=reply.status.value,
-            code=reply.error.code.value if reply.error else None,
-            turn=reply.turn,
-            **reply.metrics.model_dump(),
+            **_told(request, reply),
+            claim_seconds=round(claimed.claim_seconds, 6),
+            commit_seconds=round(time.perf_counter() - begun, 6),
+            reply_bytes=len(body),
+            resumed_steps=resumed,
+            joined=len(claim.joined),
+            redelivered=redelivered,
+            **(self._content(claimed, reply) if self._content_logged else {}),
         )
+        self._count(claimed, reply)
+        if not is_given_up(reply):
+            seconds, queued_seconds = reply.metrics.duration, reply.metrics.queue_time
+            self._measures.executed(request.target, seconds=seconds, queued_seconds=queued_seconds)
+        answered(reply)
         return reply, body
+
+    @staticmethod
+    def _content(claimed: ClaimedSession, reply: RunReply) -> dict[str, str]:
+        shown = {"input": claimed.asked.text, "answer": text_of(reply.content)}
+        return {name: cut(text, _LONGEST_LOGGED_CHARACTERS) for name, text in shown.items()}
+
+    def _count(self, claimed: ClaimedSession, reply: RunReply) -> None:
+        """Count an answer that is there, as often as requests have it that joined the turn."""
+        for _ in (claimed.request, *claimed.claim.joined):
+            code = None if reply.error is None else reply.error.code
+            self._measures.answered(claimed.request.target, reply.status, code)
 
     async def _committed(
         self, claimed: ClaimedSession, executor: Executor, turn: Turn, outcome: Outcome, timing: Timing
@@ -102,14 +146,15 @@ class Ending:
         )
         sent = self._to_send(reply)
         try:
-            await claimed.commit(
-                reply,
-                body_of(sent),
-                left,
-                others=self._others(claimed, sent),
-                pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
-                size_bytes=len(body),
-            )
+            with tracing.span("commit"):
+                await claimed.commit(
+                    reply,
+                    body_of(sent),
+                    left,
+                    others=self._others(claimed, sent),
+                    pause=None if outcome.pause is None else (outcome.pause, PauseRules.of(executor).seconds),
+                    size_bytes=len(body),
+                )
         except SessionDeleted as error:
             sent = self._to_send(finished(claimed.request, turn, failed(error), number=None, timing=timing))
             await claimed.keep_answer(sent, body_of(sent), self._others(claimed, sent))
@@ -126,3 +171,17 @@ class Ending:
 
     def _to_send(self, reply: RunReply, largest_bytes: int = LARGEST_REPLY_BYTES) -> RunReply:
         return shortened(reply, largest_bytes=largest_bytes, schema=self._schema)
+
+
+def _told(request: RunRequest, reply: RunReply) -> dict[str, Any]:
+    """Return what the line that is logged of a turn has of its reply; seconds of its parts under names that say so."""
+    metrics = reply.metrics
+    return {
+        "target": str(request.target),
+        "status": reply.status.value,
+        "code": None if reply.error is None else reply.error.code.value,
+        "turn": reply.turn,
+        **metrics.model_dump(exclude={"duration", "queue_time"}),
+        "queue_seconds": metrics.queue_time,
+        "execute_seconds": metrics.duration,
+    }

@@ -21,6 +21,7 @@ from worker.executors.journal import ENDED, GIVEN_BACK_ATTEMPT, Journal, StepRec
 from worker.executors.pauses import Origin, Used
 from worker.executors.turn import Executor, Turn, TurnContext, Usage
 from worker.intake.delivery import RequestDelivery
+from worker.operations.tracing import note
 from worker.sessions.claim import Claim, Earlier
 from worker.sessions.store import ClaimedSession, SessionStore
 from worker.turns.telling import PublishEvent, tell_joined
@@ -53,6 +54,7 @@ async def begun_turn(
     behind = max(steps, key=lambda step: step.seq).key if steps else None
     if steps:
         _log.info("turn_resumed", steps=len(steps), behind=behind)
+        note({"teamturn.resumed_steps": len(steps)})
     given = _given(claim, earlier)
     kept = Journal(
         claimed.record_steps if getattr(executor, "journal", True) else None,
