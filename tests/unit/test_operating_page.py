@@ -7,7 +7,7 @@ import subprocess
 
 import yaml  # type: ignore[import-untyped]
 
-from tests.support.manifests import DEPLOY, check_command, validate
+from tests.support.manifests import DEPLOY, validate
 from tests.support.metrics import GRAFANA
 from tests.support.workers import ROOT
 
@@ -25,16 +25,3 @@ def test_the_page_on_operating_makes_a_rule_of_prometheus_s_operator() -> None:
     made = yaml.safe_load(subprocess.check_output(["sh", "-euc", shell], cwd=ROOT, text=True, timeout=20))
     validate(made)
     assert [rule for group in made["spec"]["groups"] for rule in group["rules"]] == RULES
-
-
-def test_what_the_page_on_operating_links_to_is_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", PAGE) if "://" not in link]
-    assert links
-    assert [link for link in links if not (DEPLOY / link).exists()] == []
-
-
-def test_the_commands_on_the_page_are_commands() -> None:
-    named = re.findall(r"`teamturn ([a-z ]+)`", PAGE)
-    assert named
-    for words in named:
-        check_command(words.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -74,10 +75,18 @@ def shown_commands(page: str) -> list[str]:
     blocks = re.findall(r"^```(?:sh|console)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"(?<!`)`([^`\n]+)`(?!`)", page)
-    found = [re.search(r"(?:^|[;|&$] |\w=\S+ |worker |-- )teamturn ([a-z][^|;&#>]*)", line) for line in lines]
+    found = [re.search(r"(?:^|[;|&$] |\w=\S+ |worker |-- )teamturn ([a-z][^|;&#>']*)", line) for line in lines]
     return [match[1].strip() for match in found if match]
 
 
 def test_the_commands_of_the_readme_are_found() -> None:
     found = shown_commands((ROOT / "README.md").read_text(encoding="utf-8"))
     assert {"worker --migrate", "doctor", "fleet", "sessions who [ID]"} <= set(found)
+
+
+def test_the_panels_that_the_readme_sends_to_are_on_the_dashboard() -> None:
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| .+\? \| .* \| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {panel for row in rows for panel in re.findall(r"\*([A-Z][^*]+)\*", row)}
+    assert named
+    assert named <= {panel["title"] for panel in dashboard["panels"]}
