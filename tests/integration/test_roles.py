@@ -219,8 +219,15 @@ def runs_as_agno_sees_them(url: str, session_id: str) -> list[Any]:
 
 async def test_doctor_finds_nothing_wrong_as_a_worker(place: Place) -> None:
     code, out, _ = await place.teamturn("worker", "doctor", "--json")
-    checks = {check["name"]: check["verdict"] for check in map(json.loads, out.splitlines())}
-    assert (code, checks["topology"], checks["schema"]) == (0, "ok", "ok")
+    checks = {check["name"]: check for check in map(json.loads, out.splitlines())}
+    assert (code, checks["topology"]["verdict"], checks["schema"]["verdict"]) == (0, "ok", "ok")
+    assert "may not declare" in checks["topology"]["says"]
+
+
+async def test_whether_all_is_as_it_should_be_its_owner_sees_and_a_worker_only_that_it_is_there(place: Place) -> None:
+    for role, says in (("owner", "are as they should be"), ("worker", "no more can be seen")):
+        code, out, err = await place.teamturn(role, "topology", "verify")
+        assert (code, says in out) == (0, True), err
 
 
 async def test_where_something_is_missing_a_worker_says_who_must_declare_it(place: Place) -> None:
