@@ -52,6 +52,7 @@ class Place:
 
     amqp_url: URL
     postgres_url: URL
+    server: PostgresNode
     gates: Gates
     admin: asyncpg.Connection
     settings: Settings = field(init=False)
@@ -89,7 +90,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
         admin = await asyncpg.connect(postgres.url)
         for role in ("owner", "worker", "operator", "reader"):
             await admin.execute(f"alter role teamturn_{role} password '{PASSWORD}'")
-        found = Place(URL(rabbitmq.url), URL(postgres.url), Gates(tmp_path_factory.mktemp("gates")), admin)
+        found = Place(URL(rabbitmq.url), URL(postgres.url), postgres, Gates(tmp_path_factory.mktemp("gates")), admin)
         for words in (("migrate",), ("topology", "apply")):
             code, _, err = await found.teamturn("owner", *words)
             assert code == 0, err
@@ -106,12 +107,13 @@ async def make_users(node: RabbitmqNode) -> None:
     await ran(ROOT / "deploy" / "roles" / "rabbitmq.sh", environment=environment, cwd=node._home)
 
 
-async def make_roles(server: PostgresNode) -> None:
+async def make_roles(server: PostgresNode, url: str | None = None, **variables: str) -> None:
     script = ROOT / "deploy" / "roles" / "postgres.sql"
     psql = server._directory / "psql"
     if not psql.exists():
         pytest.skip(f"there is no psql beside {server._directory}")
-    await ran(psql, server.url, "-q", "-v", f"schema={SCHEMA}", "-f", script, environment=dict(os.environ))
+    chosen = [word for name, value in ({"schema": SCHEMA} | variables).items() for word in ("-v", f"{name}={value}")]
+    await ran(psql, url or server.url, "-q", *chosen, "-f", script, environment=dict(os.environ))
 
 
 async def ran(*words: str | Path, environment: dict[str, str], cwd: Path = ROOT) -> None:
@@ -217,8 +219,15 @@ def runs_as_agno_sees_them(url: str, session_id: str) -> list[Any]:
 
 async def test_doctor_finds_nothing_wrong_as_a_worker(place: Place) -> None:
     code, out, _ = await place.teamturn("worker", "doctor", "--json")
-    checks = {check["name"]: check["verdict"] for check in map(json.loads, out.splitlines())}
-    assert (code, checks["topology"], checks["schema"]) == (0, "ok", "ok")
+    checks = {check["name"]: check for check in map(json.loads, out.splitlines())}
+    assert (code, checks["topology"]["verdict"], checks["schema"]["verdict"]) == (0, "ok", "ok")
+    assert "may not declare" in checks["topology"]["says"]
+
+
+async def test_whether_all_is_as_it_should_be_its_owner_sees_and_a_worker_only_that_it_is_there(place: Place) -> None:
+    for role, says in (("owner", "are as they should be"), ("worker", "no more can be seen")):
+        code, out, err = await place.teamturn(role, "topology", "verify")
+        assert (code, says in out) == (0, True), err
 
 
 async def test_where_something_is_missing_a_worker_says_who_must_declare_it(place: Place) -> None:
@@ -350,3 +359,46 @@ async def test_nobody_but_the_owner_makes_anything_where_names_are_looked_up(pla
             "select has_schema_privilege($1, $2, 'create')", f"teamturn_{role}", SCHEMA
         )
         assert not allowed
+
+
+async def test_one_who_is_no_superuser_makes_the_roles_too_under_other_names(place: Place) -> None:
+    """One who may make roles, and owns the database: all that a managed Postgres gives."""
+    owner, worker = "other_owner", "other_worker"
+    await place.admin.execute(f"create role landlord login createrole password '{PASSWORD}'")
+    await place.admin.execute("create database rented owner landlord")
+    url = place.postgres_url.with_user("landlord").with_password(PASSWORD).with_path("/rented")
+    names = {"owner": owner, "worker": worker, "operator": "other_operator", "reader": "other_reader"}
+    await make_roles(place.server, str(url), **names)
+    for role in (owner, worker):
+        await place.admin.execute(f"alter role {role} password '{PASSWORD}'")
+    migrated = environment_of(place.settings) | {"TEAMTURN_POSTGRES_URL": str(url.with_user(owner))}
+    code, _, err = await run_command("migrate", environment=migrated)
+    assert code == 0, err
+    await make_roles(place.server, str(url), **names)
+    connection = await asyncpg.connect(str(url.with_user(worker)), server_settings={"search_path": f'"{SCHEMA}"'})
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await connection.execute("delete from agno_sessions")
+    assert await connection.fetchval("select count(*) from agno_sessions") == 0
+    await connection.close()
+
+
+async def test_the_owner_changes_the_partitions_and_a_request_that_waits_is_answered_then(place: Place) -> None:
+    async with worker_on(place.settings) as worker:
+        await worker.consuming()
+    async with TestBroker(place.amqp("producer"), PREFIX) as producer:
+        run_id = await producer.ask(f"moved-{uuid.uuid4().hex}")
+    await eventually(lambda: nobody_is_connected_as_a_lane(place))
+    for partitions in ("3", "2"):
+        code, _, err = await place.teamturn("owner", "topology", "repartition", "--partitions", partitions)
+        assert code == 0, err
+    async with (
+        worker_on(place.settings) as worker,
+        TestBroker(place.amqp("consumer"), PREFIX) as consumer,
+    ):
+        await worker.consuming()
+        assert (await consumer.reply(run_id))["content"] == "hello"
+
+
+async def nobody_is_connected_as_a_lane(place: Place) -> bool:
+    lanes = "select count(*) from pg_stat_activity where application_name like 'teamturn lane%'"
+    return bool(await place.admin.fetchval(lanes) == 0)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from worker.broker import CLOSE_LIMIT_SECONDS, connected
-from worker.intake.topology import Topology, apply, check_partitions, verify
+from worker.intake.topology import Topology, apply, check_partitions, may_declare, verify
 from worker.operations.repartition import Repartition, live_workers, locked, planned
 from worker.sessions.database import application_name, connect
 from worker.sessions.migrations import require_current
@@ -45,18 +45,19 @@ def verify_topology() -> None:
     """
     settings, topology = _read()
 
-    async def run() -> list[str]:
+    async def run() -> tuple[list[str], bool]:
         async with connected(settings.amqp_url, name=application_name("topology")) as connection:
-            return await verify(connection.amqp, topology)
+            problems = await verify(connection.amqp, topology)
+            return problems, not problems and await may_declare(connection.amqp, topology)
 
-    problems = asyncio.run(run())
+    problems, compared = asyncio.run(run())
     for problem in problems:
         typer.echo(problem)
     if problems:
         raise typer.Exit(1)
+    seen = "as they should be" if compared else "there; as a user who may not declare, no more can be seen of them"
     typer.echo(
-        f"{len(topology.exchanges())} exchanges and {len(topology.queues())} queues of {topology.prefix!r} are as "
-        "they should be"
+        f"{len(topology.exchanges())} exchanges and {len(topology.queues())} queues of {topology.prefix!r} are {seen}"
     )
 
 

@@ -215,6 +215,22 @@ async def verify(connection: AbstractConnection, topology: Topology) -> list[str
     return changing + await _problems(connection, topology, declaring=True)
 
 
+async def may_declare(connection: AbstractConnection, topology: Topology) -> bool:
+    """Return whether the user may declare: else `verify` has seen that all is there, and not what its properties are.
+
+    To be asked where nothing is missing: an exchange is declared again.
+    """
+    channel = await connection.channel()
+    first = topology.exchanges()[0]
+    try:
+        await _declared(f"exchange {first.name!r}", _exchange(first, channel))
+    except MayNotDeclare:
+        return False
+    finally:
+        await close_quietly(channel)
+    return True
+
+
 async def _problems(connection: AbstractConnection, topology: Topology, *, declaring: bool) -> list[str]:
     """Look whether each is there and, by declaring what is, whether it is as it should be."""
     problems: list[str] = []

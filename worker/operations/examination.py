@@ -27,7 +27,7 @@ from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import load_executors
 from worker.fleet.agreement import agrees
 from worker.fleet.view import queue_depth
-from worker.intake.topology import Topology, check_partitions, verify
+from worker.intake.topology import Topology, check_partitions, may_declare, verify
 from worker.operations import doctor
 from worker.operations.acknowledgement import Unreadable, acknowledgement_timeout
 from worker.operations.pooling import close_quietly, look_at_connections
@@ -181,10 +181,15 @@ class Examination:
         if len(found) == objects:
             advice = "run teamturn topology apply, or start a worker; or correct TEAMTURN_PREFIX"
             return doctor.failure(name, f"nothing of prefix {self._topology.prefix!r} is there", advice)
+        compared = True
         if not found:
             # What is declared may be a part of what is there.
             await check_partitions(self._broker, self._topology)
-        fine = f"all exchanges and queues of prefix {self._topology.prefix!r} are as declared"
+            compared = await may_declare(self._broker, self._topology)
+        seen = (
+            "as declared" if compared else "there; this user may not declare, so that their properties are not compared"
+        )
+        fine = f"all exchanges and queues of prefix {self._topology.prefix!r} are {seen}"
         return doctor.problems(name, found, fine, "teamturn topology verify lists them, teamturn topology apply makes")
 
     async def _look_at_acknowledgement(self, name: str) -> Check:
