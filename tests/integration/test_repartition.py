@@ -126,9 +126,9 @@ def die_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left = steps
 
     def mortal(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def step_and_die(*arguments: Any) -> Any:
+        async def step_and_die(*arguments: Any, **options: Any) -> Any:
             nonlocal left
-            result = await step(*arguments)
+            result = await step(*arguments, **options)
             left -= 1
             if left <= 0:
                 raise _Killed
