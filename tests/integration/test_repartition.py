@@ -35,6 +35,7 @@ from worker.settings import Settings
 
 SESSIONS = [f"s-{number}" for number in range(24)]
 _UNHURRIED = 0.02
+_LONG_STORY = 0.1
 _MOST_PARTITIONS = 16
 _STORED = "select session_id, array_agg(run_id order by run_index) as runs from ai.agno_runs group by session_id"
 
@@ -152,7 +153,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
     deaths = 0
     async with (
         a_prefix_of(settings, database, before) as lane,
-        Numbered(lane, SESSIONS, pause_seconds=_UNHURRIED) as producers,
+        Numbered(lane, SESSIONS, pause_seconds=_LONG_STORY) as producers,
     ):
         await producers.flow(10)
         # Ever later, so that it comes to an end: each of the first steps is the last one of a run.
@@ -171,6 +172,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run_again(
     settings: Settings, database: asyncpg.Connection, seed: int
@@ -179,7 +181,7 @@ async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run
     words = ("-m", "worker", "topology", "repartition", "--partitions", "7")
     async with (
         a_prefix_of(settings, database, 12) as lane,
-        Numbered(lane, SESSIONS, pause_seconds=_UNHURRIED) as producers,
+        Numbered(lane, SESSIONS, pause_seconds=_LONG_STORY) as producers,
     ):
         await producers.flow(20)
         for deaths in count():
@@ -187,7 +189,7 @@ async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run
                 sys.executable, *words, env=environment_of(lane), cwd=ROOT, stdout=asyncio.subprocess.DEVNULL
             )
             with suppress(TimeoutError):
-                async with asyncio.timeout(1 + deaths / 4 + chance.random()):
+                async with asyncio.timeout(1 + deaths / 2 + chance.random()):
                     assert await process.wait() == 0
                 break
             process.send_signal(signal.SIGKILL)
