@@ -164,7 +164,7 @@ class NoRoute(ClientError):
 
 
 class PublishNacked(ClientError):
-    """RabbitMQ did not take the request and said so: a queue of a limited length is full, say."""
+    """RabbitMQ refused the request for ten seconds (basic.nack): a queue of a limited length is full, say."""
 
 
 class RequestTooLarge(ClientError):

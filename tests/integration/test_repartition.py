@@ -25,7 +25,7 @@ from tests.support.workers import ROOT, environment_of, worker_of
 from worker.broker import connected
 from worker.cli.topology import _repartition
 from worker.errors import StartupError, StoreUnavailable
-from worker.fleet.agreement import Agreement, agree, agreement_of
+from worker.fleet.agreement import Agreement, agree, agreement_of, agrees
 from worker.fleet.view import queue_depth
 from worker.intake.detour import Detour, unbind_slots
 from worker.intake.topology import Topology, apply, check_partitions, verify
@@ -35,6 +35,7 @@ from worker.settings import Settings
 
 SESSIONS = [f"s-{number}" for number in range(24)]
 _UNHURRIED = 0.02
+_LONG_STORY = 0.1
 _MOST_PARTITIONS = 16
 _STORED = "select session_id, array_agg(run_id order by run_index) as runs from ai.agno_runs group by session_id"
 
@@ -126,9 +127,9 @@ def die_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     left = steps
 
     def mortal(step: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        async def step_and_die(*arguments: Any) -> Any:
+        async def step_and_die(*arguments: Any, **options: Any) -> Any:
             nonlocal left
-            result = await step(*arguments)
+            result = await step(*arguments, **options)
             left -= 1
             if left <= 0:
                 raise _Killed
@@ -152,7 +153,7 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
     deaths = 0
     async with (
         a_prefix_of(settings, database, before) as lane,
-        Numbered(lane, SESSIONS, pause_seconds=_UNHURRIED) as producers,
+        Numbered(lane, SESSIONS, pause_seconds=_LONG_STORY) as producers,
     ):
         await producers.flow(10)
         # Ever later, so that it comes to an end: each of the first steps is the last one of a run.
@@ -171,7 +172,8 @@ async def test_killed_again_and_again_it_goes_on_where_it_was(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", range(3))
 async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run_again(
     settings: Settings, database: asyncpg.Connection, seed: int
 ) -> None:
@@ -179,7 +181,7 @@ async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run
     words = ("-m", "worker", "topology", "repartition", "--partitions", "7")
     async with (
         a_prefix_of(settings, database, 12) as lane,
-        Numbered(lane, SESSIONS, pause_seconds=_UNHURRIED) as producers,
+        Numbered(lane, SESSIONS, pause_seconds=_LONG_STORY) as producers,
     ):
         await producers.flow(20)
         for deaths in count():
@@ -187,7 +189,7 @@ async def test_a_process_that_is_killed_at_random_moments_goes_on_when_it_is_run
                 sys.executable, *words, env=environment_of(lane), cwd=ROOT, stdout=asyncio.subprocess.DEVNULL
             )
             with suppress(TimeoutError):
-                async with asyncio.timeout(1 + deaths / 4 + chance.random()):
+                async with asyncio.timeout(1 + deaths / 2 + chance.random()):
                     assert await process.wait() == 0
                 break
             process.send_signal(signal.SIGKILL)
@@ -359,7 +361,7 @@ async def test_another_number_than_that_of_the_change_under_way_is_refused(
             await _repartition(lane, 4, None, dry_run=False)
 
 
-async def test_apply_and_verify_say_that_a_change_is_under_way(
+async def test_apply_verify_and_doctor_say_that_a_change_is_under_way(
     settings: Settings, database: asyncpg.Connection
 ) -> None:
     async with a_prefix_of(settings, database, 2) as lane:
@@ -367,6 +369,8 @@ async def test_apply_and_verify_say_that_a_change_is_under_way(
         async with connected(lane.amqp_url, name="test") as broker:
             topology = Topology(lane.prefix, 2)
             assert "are being changed" in (await verify(broker.amqp, topology))[0]
+            with pytest.raises(StartupError, match="are being changed"):  # what doctor says of the fleet
+                await agrees(database, lane)
             with pytest.raises(StartupError, match="are being changed"):
                 await check_partitions(broker.amqp, topology)
             await _repartition(lane, 3, None, dry_run=False)

@@ -70,9 +70,11 @@ def repartition(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be moved.")] = False,
 ) -> None:
-    """Change the number of partitions, with nothing lost and nothing reordered.
+    """Change the number of partitions.
 
-    Of TEAMTURN_PREFIX. Stop its workers first; producers go on. Every request that waits is moved, in its session's
+    Of TEAMTURN_PREFIX, with nothing lost, and nothing reordered within a session.
+
+    Stop the workers first; producers go on. Every request that waits is moved, in its session's
     order, and what is published meanwhile is held. At the end publishes are refused (basic.nack) for a moment, which is
     measured: producers publish again what is not confirmed, as RunClient does. Then start the workers with the new
     TEAMTURN_PARTITIONS and TEAMTURN_PREFETCH.
@@ -85,7 +87,8 @@ def repartition(
       gathering the requests of 16 queues; what is published meanwhile is held
         9,472 messages moved
       spreading them over 32 queues
-      16 → 32 partitions, prefetch 128: 24,118 moves, 4,731/s; publishes were refused for 0.031 s
+      16 → 32 partitions, prefetch 128: 24,118 moves, 4,731/s
+      publishes were refused for 0.031 s
       start the workers with TEAMTURN_PARTITIONS=32
     """  # noqa: D301 - \b has typer keep the lines below it
     settings = Settings.read()
@@ -110,10 +113,8 @@ async def _repartition(settings: Settings, partitions: int, prefetch: int | None
                 typer.echo(f"these workers must be stopped first: {', '.join(live)}")
             return
         outcome = await work.run()
-    typer.echo(
-        f"{what}: {outcome.moved:,} moves, {outcome.per_second:,.0f}/s; publishes were refused for "
-        f"{outcome.gate_seconds:.3f} s"
-    )
+    typer.echo(f"{what}: {outcome.moved:,} moves, {outcome.per_second:,.0f}/s")
+    typer.echo(f"publishes were refused for {outcome.gate_seconds:.3f} s")
     prefetch_too = f" TEAMTURN_PREFETCH={change.prefetch}" if change.prefetch != agreement.prefetch else ""
     typer.echo(f"start the workers with TEAMTURN_PARTITIONS={change.partitions}{prefetch_too}")
 

@@ -61,19 +61,18 @@ class Mover:
         """Messages a second, fences included in the time; 0 before the first."""
         return self.moved / self._seconds if self._seconds else 0.0
 
-    async def drain(self, queue: str, target: Target) -> int:
-        """Move all that a queue has now; return how many that were.
+    async def drain(self, queue: str, target: Target, *, most: int | None = None) -> None:
+        """Move all that a queue has now, or so many of them.
 
         Raises StartupError if nothing comes, as when somebody else consumes it, and what aio-pika raises; what was not
         acknowledged is still there then.
         """
-        began, before = time.monotonic(), self.moved
+        began = time.monotonic()
         async with self._channel(confirms=False) as source, self._channel(confirms=True) as sink:
             await source.basic_qos(prefetch_count=self._prefetch)
             passage = _Passage(source, sink, queue, target, self._count, held_up=lambda: self._connection.blocked)
-            await passage.through()
+            await passage.through(most)
         self._seconds += time.monotonic() - began
-        return self.moved - before
 
     def _count(self, number: int) -> None:
         self.moved += number
@@ -92,7 +91,7 @@ class Mover:
 
 
 class _Passage:
-    """One consumption of a queue, up to a fence."""
+    """One consumption of a queue, up to a fence, or to so many messages."""
 
     def __init__(
         self,
@@ -111,14 +110,19 @@ class _Passage:
         self._count = count
         self._held_up = held_up
         self._fence = uuid.uuid4().hex
+        self._left: int | None = None
+        """How many may come yet; None: any number."""
         self._ended = False
         """Whether what is delivered from now on is left to the next passage."""
         self._under_way: deque[tuple[DeliveredMessage, asyncio.Future[Any]]] = deque()
         self._came = asyncio.Event()
 
-    async def through(self) -> None:
+    async def through(self, most: int | None) -> None:
+        self._left = most
+        # The lowest priority: RabbitMQ 4.3 has one without a priority overtake those of 0.
+        fence = spec.Basic.Properties(headers={_FENCE: self._fence}, delivery_mode=2, priority=0)
         async with answered_within(_ANSWER_SECONDS, held_up=self._held_up):
-            await self._publish(self._queue, b"", spec.Basic.Properties(headers={_FENCE: self._fence}, delivery_mode=2))
+            await self._publish(self._queue, b"", fence)
         try:
             await self._source.basic_consume(self._queue, self._received)
             while self._under_way or not self._ended:
@@ -143,6 +147,9 @@ class _Passage:
             self._ended = fence == self._fence
             confirmed = asyncio.get_running_loop().create_future()
             confirmed.set_result(None)
+        if self._left is not None:
+            self._left -= 1
+            self._ended |= self._left <= 0
         self._under_way.append((message, confirmed))
         self._came.set()
 

@@ -246,8 +246,13 @@ class Repartition:
     async def _catch_up(self, home: Target) -> None:
         """Move what is held, until little more comes meanwhile, or no less: producers can be as fast as this is."""
         before = sys.maxsize
-        while _FEW < (now := await self._mover.drain(self._detour.held, home)) < before:
+        while _FEW < (now := await self._held()) < before:
+            # Not up to a fence: with RabbitMQ 4.3, what comes meanwhile can overtake it again and again.
+            await self._mover.drain(self._detour.held, home, most=now)
             before = now
+
+    async def _held(self) -> int:
+        return (await queue_depth(self._broker.amqp, self._detour.held))[0] or 0
 
     async def _clear_away(self, channel: AbstractChannel) -> None:
         """Delete the queues that are not needed any more, once they are empty."""
