@@ -12,8 +12,10 @@ import pytest
 from aio_pika import DeliveryMode, Message
 
 from schemas.errors import ErrorCode
+from schemas.requests import RunRequest
 from tests.support.waiting import eventually
 from tests.unit.examples import FakeMessage, a_delivery, everything_that_can_run
+from worker.client.pending import message_of
 from worker.errors import RequestRefused
 from worker.intake import forwarding
 from worker.intake.delivery import ChannelLife, Delivery
@@ -104,7 +106,13 @@ def test_a_copy_leaves_out_what_would_have_it_routed_or_refused_differently() ->
     assert copy.headers == {"cc": 1}
     assert copy.user_id is None
     assert not copy.expiration
-    assert not copy.priority
+    assert copy.properties.priority is None
+
+
+def test_a_client_s_request_says_nothing_of_a_priority() -> None:
+    """RabbitMQ 4.3 has messages of priority 0 overtaken by those without one: a session's producers are of all kinds."""
+    request = RunRequest.model_validate({"run_id": "r", "team_id": "t", "input": "hi"})
+    assert message_of(request).properties.priority is None
 
 
 async def test_a_request_is_published_to_its_slot_and_then_acknowledged() -> None:

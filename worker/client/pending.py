@@ -66,7 +66,7 @@ class PendingRun:
 
 def message_of(request: RunRequest, *, correlation_id: str | None = None, reply_to: str | None = None) -> Message:
     """Return a request as a message."""
-    return Message(
+    message = Message(
         body=request.model_dump_json(exclude_defaults=True).encode(),
         content_type="application/json",
         delivery_mode=DeliveryMode.PERSISTENT,
@@ -75,3 +75,6 @@ def message_of(request: RunRequest, *, correlation_id: str | None = None, reply_
         reply_to=reply_to,
         timestamp=datetime.now(UTC),
     )
+    # aio-pika says 0 where none is given, and RabbitMQ 4.3 has those overtaken that say nothing, in the same queue.
+    message.priority = None  # type: ignore[assignment]
+    return message
