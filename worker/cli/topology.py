@@ -85,7 +85,8 @@ def repartition(
       gathering the requests of 16 queues; what is published meanwhile is held
         9,472 messages moved
       spreading them over 32 queues
-      16 → 32 partitions, prefetch 128: 24,118 moves, 4,731/s; publishes were refused for 0.031 s
+      16 → 32 partitions, prefetch 128: 24,118 moves, 4,731/s; publishes were
+      refused for 0.031 s
       start the workers with TEAMTURN_PARTITIONS=32
     """  # noqa: D301 - \b has typer keep the lines below it
     settings = Settings.read()
