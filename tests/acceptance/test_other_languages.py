@@ -227,9 +227,8 @@ async def test_the_program_of_the_readme_in_node_gets_its_reply(stage: Stage, no
 def shown_in_the_readme(stage: Stage, language: str, word: str) -> str:
     """The README's program in a language that has this word, for the stage's addresses and its team."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (program,) = [
-        found for found in re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if word in found
-    ]
+    blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (program,) = [block for block in blocks if word in block]
     for url in ("amqp://guest:guest@localhost:5672", "amqp://localhost"):
         program = program.replace(url, address(stage))
     return (

@@ -110,7 +110,7 @@ def test_a_copy_leaves_out_what_would_have_it_routed_or_refused_differently() ->
 
 
 def test_a_client_s_request_says_nothing_of_a_priority() -> None:
-    """RabbitMQ 4.3 has messages of priority 0 overtaken by those without one: a session's producers are of all kinds."""
+    """RabbitMQ 4.3 has messages of priority 0 overtaken by those without one."""
     request = RunRequest.model_validate({"run_id": "r", "team_id": "t", "input": "hi"})
     assert message_of(request).properties.priority is None
 

@@ -76,5 +76,5 @@ def message_of(request: RunRequest, *, correlation_id: str | None = None, reply_
         timestamp=datetime.now(UTC),
     )
     # aio-pika says 0 where none is given, and RabbitMQ 4.3 has those overtaken that say nothing, in the same queue.
-    message.priority = None  # type: ignore[assignment]
+    message.priority = None
     return message

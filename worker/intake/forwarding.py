@@ -82,7 +82,7 @@ def copy_with(headers: dict[str, Any], extra_headers: dict[str, str], original: 
         app_id=original.app_id,
     )
     # None: aio-pika says 0, and RabbitMQ 4.3 has those overtaken that say nothing, in the same queue.
-    copy.priority = None  # type: ignore[assignment]
+    copy.priority = None
     return copy
 
 
