@@ -40,6 +40,8 @@ _DSN_PARAMETER: Final = re.compile(r"(?:^|[\s;])(\w+)\s*=\s*('[^']*'|[^\s;]+)")
 """Of "host=h password='p'" or "Server=h;Pwd=p"."""
 _LONGEST_TEXT: Final = 16_384
 """Characters of one text in a line: an exception can quote whatever a model or a tool was sent."""
+_LONGEST_CREDENTIAL: Final = 4_096
+"""Characters that a credential is looked for in, where a text is cut before it is looked through."""
 _CREDENTIALS: Final = re.compile(
     # What is one by what stands before it, wherever it came from: a header, a parameter, an address.
     r"(?P<before>\bauthorization\b\W{1,6}(?:(?:bearer|basic|token)\s+)?|\bbearer\s+"
@@ -84,6 +86,7 @@ class Redaction:
         # Longest first: one secret may be the beginning of another.
         ordered = sorted(secrets, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._longest = max([_LONGEST_CREDENTIAL, *map(len, ordered)])
 
     def __call__(self, text: str) -> str:
         """Return the text with each secret replaced by ***."""
@@ -94,7 +97,7 @@ class Redaction:
         """Return a logged value with the secrets cut out of every text in it."""
         match value:
             case str():
-                return _shortened(self(value))
+                return self._of_a_line(value)
             case dict():
                 return {key: self.all_in(item) for key, item in value.items()}
             case list() | tuple():
@@ -102,14 +105,19 @@ class Redaction:
             case bool() | int() | float() | None:
                 return value
             case _:
-                return _shortened(self(str(value)))
+                return self._of_a_line(str(value))
 
+    def _of_a_line(self, text: str) -> str:
+        """Return a text as a line has it: of one that is too long its beginning and its end; of a traceback, both tell.
 
-def _shortened(text: str) -> str:
-    """Return the beginning and the end of a text that is too long for a line: of a traceback, both tell."""
-    left_out = len(text) - _LONGEST_TEXT
-    half = _LONGEST_TEXT // 2
-    return text if left_out <= 0 else f"{text[:half]} … ({left_out} characters more) … {text[-half:]}"
+        Only about as much is looked through: with a text of 16 MB, the event loop would do nothing else for two seconds.
+        """
+        left_out, half, around = len(text) - _LONGEST_TEXT, _LONGEST_TEXT // 2, self._longest
+        if left_out <= 0:
+            return self(text)
+        # What a cut leaves of a secret is not known for one: it is within what is thrown away here.
+        beginning, end = self(text[: half + around])[:-around], self(text[-half - around :])[around:]
+        return f"{beginning[:half]} … ({left_out} characters more) … {end[-half:]}"
 
 
 class _Lines:
