@@ -110,7 +110,7 @@ class Redaction:
     def _of_a_line(self, text: str) -> str:
         """Return a text as a line has it: of one that is too long its beginning and its end; of a traceback, both tell.
 
-        Only about as much is looked through: with a text of 16 MB, the event loop would do nothing else for two seconds.
+        Only about as much is looked through: one of 16 MB would keep the event loop for two seconds.
         """
         left_out, half, around = len(text) - _LONGEST_TEXT, _LONGEST_TEXT // 2, self._longest
         if left_out <= 0:
