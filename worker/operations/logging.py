@@ -22,6 +22,7 @@ from urllib.parse import unquote, unquote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor
+from typing_extensions import override
 
 from worker.operations.tracebacks import traceback_without_texts
 from worker.operations.tracing import with_trace
@@ -53,6 +54,8 @@ _NAMES_OF_FILES: Final = frozenset({"sslkey"})
 """Of Postgres's: called a key, it says where one is."""
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
+
+_log = structlog.get_logger()
 
 
 def secrets_in(environment: Mapping[str, str]) -> frozenset[str]:
@@ -134,6 +137,14 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg = _write
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes the standard library's records; of one that can't be rendered only whose it is: the rest may be secret."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        _log.warning("record_not_logged", logger=record.name, error=type(sys.exc_info()[1]).__name__)
+
+
 def configure_logging(*, level: int = logging.INFO, content: bool = False) -> None:
     """Send structlog's events and the standard library's records to standard error, from a level on.
 
@@ -167,7 +178,7 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
