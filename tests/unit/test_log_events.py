@@ -164,3 +164,15 @@ def test_of_a_record_that_can_not_be_rendered_only_its_logger_is_told(
     assert SAID not in written
     (line,) = lines(written)
     assert (line["event"], line["logger"], line["error"]) == ("record_not_logged", "a.library", "TypeError")
+
+
+def test_a_stranger_s_text_does_not_move_the_cursor_of_a_terminal(
+    configured: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    configured()
+    structlog.get_logger().warning("reply_to_forbidden", reply_to="a\x1b[2Jb\x9b", reason="of\r two words")
+    written = capsys.readouterr().err
+    assert r"a\x1b[2Jb\x9b" in written
+    assert "[2J" not in written.replace(r"\x1b[2J", "")
+    assert "\r" not in written

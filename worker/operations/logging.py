@@ -55,6 +55,9 @@ _NAMES_OF_FILES: Final = frozenset({"sslkey"})
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, but for those of a traceback's layout."""
+
 _log = structlog.get_logger()
 
 
@@ -137,6 +140,14 @@ class _Lines:
     debug = info = warning = error = critical = exception = msg = _write
 
 
+def _printable(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Show control characters as what they are: a producer's text, a reply_to say, must not move the cursor."""
+    return {
+        name: _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", value) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
+
+
 class _Handler(logging.StreamHandler[TextIO]):
     """Writes the standard library's records; of one that can't be rendered only whose it is: the rest may be secret."""
 
@@ -162,15 +173,15 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
         # Before they are rendered: as JSON, a secret with a quote in it is written another way.
         return {name: redact.all_in(value) for name, value in event.items()}
 
-    renderer: Processor
+    rendering: list[Processor]
     if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
+        rendering = [_printable, structlog.dev.ConsoleRenderer()]
     else:
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+        rendering = [structlog.processors.JSONRenderer(ensure_ascii=False, default=str)]
     exceptions = structlog.processors.format_exc_info
     if not content:
         exceptions = structlog.processors.ExceptionRenderer(traceback_without_texts)
-    renderers: list[Processor] = [exceptions, redacted, renderer]
+    renderers: list[Processor] = [exceptions, redacted, *rendering]
     structlog.configure(
         # Not through the standard library, which costs as much again: a turn logs a line.
         processors=[*shared, *renderers],
