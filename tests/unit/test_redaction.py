@@ -104,7 +104,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Log]]:
     """Configure logging as a worker with some environment does; return what is written, line by line."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("aio_pika", "aiormq", "httpx", "httpx2")}
+    levels = {
+        name: logging.getLogger(name).level
+        for name in ("aio_pika", "aiormq", "httpx", "httpx2", "opentelemetry.trace.span")
+    }
     before = structlog.get_config()
 
     def configured(*, content: bool = False, **environment: str) -> Log:
@@ -274,3 +277,9 @@ def test_of_an_endless_text_no_more_is_looked_through_than_is_shown(monkeypatch:
     monkeypatch.setattr(Redaction, "__call__", looked_through)
     Redaction([]).all_in("x" * 16_000_000)
     assert sum(seen) < 50_000
+
+
+def test_a_tracestate_that_is_none_is_no_line_in_the_log(lines: Callable[..., Log]) -> None:
+    written = lines()
+    assert context_of({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "what a producer says"}) is not None
+    assert written() == []

@@ -208,3 +208,5 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A line for each message whose tracestate is none, with what its producer has put there.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
