@@ -42,7 +42,8 @@ def require_files(variable: str, url: SecretStr, parameters: Collection[str]) ->
     query = dict(parse_qsl(urlsplit(url.get_secret_value()).query))
     for name in sorted(query.keys() & set(parameters)):
         try:
-            with Path(query[name]).expanduser().open("rb"):
+            # As the libraries open it: "~" is nobody's home to them.
+            with Path(query[name]).open("rb"):
                 pass
         except OSError as error:
             reason = os.strerror(error.errno or 0)

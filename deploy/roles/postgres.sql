@@ -33,11 +33,21 @@ select format('grant connect on database %I to %I', current_database(), name)
 from unnest(array[:'owner', :'worker', :'operator', :'reader']) as name
 \gexec
 
--- A superuser may make a schema for anybody, others only for a role that they are a member of.
+-- A superuser may make a schema for anybody, others only for a role that they can become. From PostgreSQL 16 on, who makes a
+-- role is a member of it that can't.
 select format('grant %I to current_user', :'owner')
-where not pg_has_role(:'owner', 'member')
+where not pg_has_role(:'owner', 'usage')
 \gexec
 create schema if not exists :"schema" authorization :"owner";
+
+-- One that was there before the roles stays its owner's, and so do its tables.
+select nspowner::regrole as belongs_to, nspowner <> to_regrole(quote_ident(:'owner')) as belongs_to_another
+from pg_namespace
+where nspname = :'schema'
+\gset
+\if :belongs_to_another
+    \warn 'The schema' :"schema" 'belongs to' :belongs_to': `teamturn migrate` still has to be run as that role, and this after it.'
+\endif
 
 grant usage on schema :"schema" to :"worker", :"operator", :"reader";
 
@@ -62,9 +72,10 @@ from (values
 ) as taken (rights, name)
 where to_regclass(format('%I.%I', :'schema', name)) is not null
 \gexec
-select format('revoke insert, update, delete on %I.teamturn_migrations from %I', :'schema', name)
-from unnest(array[:'worker', :'operator']) as name
-where to_regclass(format('%I.teamturn_migrations', :'schema')) is not null
+select format('revoke insert, update, delete on %I.%I from %I', :'schema', name, role)
+from unnest(array['teamturn_migrations', 'teamturn_compatible_migrations']) as name,
+    unnest(array[:'worker', :'operator']) as role
+where to_regclass(format('%I.%I', :'schema', name)) is not null
 \gexec
 
 commit;

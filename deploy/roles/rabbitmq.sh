@@ -25,6 +25,12 @@ prefix=${PREFIX:-teamturn}
 vhost=${VHOST:-/}
 names=${NAMES:-$prefix}
 ctl=${RABBITMQCTL:-rabbitmqctl}
+case $prefix in
+  *[!A-Za-z0-9_.:-]*)
+    printf '%s: a prefix has letters, digits and any of _ . : - and no others\n' "$0" >&2
+    exit 2
+    ;;
+esac
 # The prefix as a regular expression: of what it may hold, only the dot means something else there.
 p=$(printf '%s' "$prefix" | sed 's/[.]/\\./g')
 
@@ -34,7 +40,9 @@ case ${1:-} in -h | --help) usage; exit 0 ;; esac
 # Text as JSON has it; what a control character would be has no place in a name or a password.
 quoted() { printf '"%s"' "$(printf '%s' "$1" | tr -d '[:cntrl:]' | sed 's/[\\"]/\\&/g')"; }
 
-existing=$("$ctl" --quiet list_users | cut -f1)
+# Apart from what is made of it: where it fails, nobody may be taken for new and given another password.
+listed=$("$ctl" --quiet list_users)
+existing=$(printf '%s\n' "$listed" | cut -f1)
 users='' permissions=''
 
 for role do

@@ -43,6 +43,7 @@ PREFIX = "chat.v2"
 SCHEMA = "Chat"
 NEIGHBOUR = "chatxv2"
 PASSWORD = "of-the-test"
+ROLES = ("owner", "worker", "operator", "reader")
 QUEUES = (*("requests.0", "requests.1", "unrouted", "control", "dead"), "results")
 
 
@@ -88,7 +89,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place
         assert isinstance(postgres, PostgresNode)
         await asyncio.gather(make_users(rabbitmq), make_roles(postgres))
         admin = await asyncpg.connect(postgres.url)
-        for role in ("owner", "worker", "operator", "reader"):
+        for role in ROLES:
             await admin.execute(f"alter role teamturn_{role} password '{PASSWORD}'")
         found = Place(URL(rabbitmq.url), URL(postgres.url), postgres, Gates(tmp_path_factory.mktemp("gates")), admin)
         for words in (("migrate",), ("topology", "apply")):
@@ -107,16 +108,18 @@ async def make_users(node: RabbitmqNode) -> None:
     await ran(ROOT / "deploy" / "roles" / "rabbitmq.sh", environment=environment, cwd=node._home)
 
 
-async def make_roles(server: PostgresNode, url: str | None = None, **variables: str) -> None:
+async def make_roles(server: PostgresNode, url: str | None = None, *, schema: str = SCHEMA, **names: str) -> str:
     script = ROOT / "deploy" / "roles" / "postgres.sql"
     psql = server._directory / "psql"
     if not psql.exists():
         pytest.skip(f"there is no psql beside {server._directory}")
-    chosen = [word for name, value in ({"schema": SCHEMA} | variables).items() for word in ("-v", f"{name}={value}")]
-    await ran(psql, url or server.url, "-q", *chosen, "-f", script, environment=dict(os.environ))
+    if schema != SCHEMA:
+        names |= {role: f"{schema}_{role}" for role in ROLES}
+    words = [word for name, value in ({"schema": schema} | names).items() for word in ("-v", f"{name}={value}")]
+    return await ran(psql, url or server.url, "-q", *words, "-f", script, environment=dict(os.environ))
 
 
-async def ran(*words: str | Path, environment: dict[str, str], cwd: Path = ROOT) -> None:
+async def ran(*words: str | Path, environment: dict[str, str], cwd: Path = ROOT) -> str:
     process = await asyncio.create_subprocess_exec(
         *words,
         env=environment,
@@ -127,6 +130,7 @@ async def ran(*words: str | Path, environment: dict[str, str], cwd: Path = ROOT)
     )
     out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
+    return out.decode()
 
 
 def a_request(text: str = "hello", *, team_id: str = "echo", **fields: object) -> RunRequest:
@@ -324,6 +328,7 @@ FORBIDDEN = {
         "create or replace function session_lock_key(session_id text) returns bigint language sql return 1",
         "truncate agno_runs",
         "update teamturn_migrations set version = 99",
+        "delete from teamturn_compatible_migrations",
     ),
     "operator": ("drop table receipts", "create table more (id integer)", "delete from teamturn_migrations"),
     "reader": (
@@ -343,6 +348,21 @@ async def test_what_a_role_may_not_do_postgres_refuses(place: Place, role: str, 
             await connection.execute(statement)
     finally:
         await connection.close()
+
+
+async def test_the_roles_are_made_also_by_who_is_no_superuser_and_an_owner_that_was_there_is_named() -> None:
+    """From PostgreSQL 16 on, who makes a role can't become it without more."""
+    async with own_postgres() as server:
+        assert isinstance(server, PostgresNode)
+        admin = await asyncpg.connect(server.url)
+        await admin.execute("create role boss login createrole password 'of-the-test'")
+        await admin.execute("create database theirs owner boss")
+        await admin.execute("create schema there")
+        theirs = str(URL(server.url).with_user("boss").with_password(PASSWORD).with_path("/theirs"))
+        for _ in range(2):
+            assert "belongs to" not in await make_roles(server, url=theirs, schema="new")
+        assert f"belongs to {URL(server.url).user}" in await make_roles(server, schema="there")
+        await admin.close()
 
 
 async def test_no_function_runs_with_its_owner_s_rights(place: Place) -> None:

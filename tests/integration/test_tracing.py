@@ -218,6 +218,25 @@ async def test_requests_that_joined_a_turn_say_whose_it_was(
     assert ({"teamturn.run.id": third}, {"teamturn.answered_by": second}) in said
 
 
+async def test_a_request_that_is_refused_at_once_for_a_busy_session_has_its_span_and_its_reply_the_trace(
+    settings: Settings, broker: TestBroker, spans: Spans
+) -> None:
+    gate = Gate()
+    async with worker_of(settings, gate.executor):
+        await broker.ask("s1", "first", team_id="gate")
+        await eventually(lambda: bool(gate.started))
+        body = {"run_id": "r2", "session_id": "s1", "team_id": "gate", "input": SECRET, "on_busy": "reject"}
+        await broker.publish(body, headers={"traceparent": TRACEPARENT})
+        replied = (await broker.reply_message("r2")).headers
+        process, send = await spans.one("process"), await spans.one("send")
+        gate.open.set()
+        await eventually(lambda: len([name for name in spans.names if name.startswith("send")]) == 2)
+    assert (parent_of(process), process.status.description) == (CALLER, "session_busy")
+    assert parent_of(send) == trace_of(process)[1]
+    assert replied["traceparent"] == f"00-{TRACE_ID}-{trace_of(send)[1]}-01"
+    assert len([name for name in spans.names if name.startswith("process")]) == 2
+
+
 async def test_what_is_no_request_has_a_span_that_says_why_and_its_dead_letter_keeps_the_trace(
     settings: Settings, broker: TestBroker, spans: Spans
 ) -> None:

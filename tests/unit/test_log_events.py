@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import gc
 import json
 import logging
 import sys
@@ -14,6 +16,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tests.support.workers import ROOT
+from worker.cli.event_loop import run
 from worker.operations.log_events import LOG_EVENTS, LogEvent
 from worker.operations.logging import configure_logging
 
@@ -123,3 +126,53 @@ def test_what_is_below_the_level_is_not_logged(
     for method in ("debug", "info", "warning", "error"):
         getattr(log, method)("lane_lost")
     assert len(lines(capsys.readouterr().err)) == told
+
+
+def test_what_nobody_awaits_is_logged_without_what_was_said(
+    configured: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By itself asyncio writes the error's text, and what a callback was given."""
+
+    async def fails() -> None:
+        raise ValueError(SAID)
+
+    def called(given: str) -> None:
+        raise KeyError(given)
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(called, SAID)
+        forgotten = asyncio.create_task(fails(), name="forgotten")
+        await asyncio.sleep(0.01)
+        del forgotten
+        gc.collect()
+
+    configured()
+    run(main())
+    written = capsys.readouterr().err
+    assert SAID not in written
+    callback, task = lines(written)
+    assert ("called" in callback["reason"], "in called" in callback["exception"]) == (True, True)
+    assert (task["event"], task["task"], "in fails" in task["exception"]) == ("task_failed", "forgotten", True)
+
+
+def test_of_a_record_that_can_not_be_rendered_only_its_logger_is_told(
+    configured: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured()
+    logging.getLogger("a.library").info("%d requests", SAID)
+    written = capsys.readouterr().err
+    assert SAID not in written
+    (line,) = lines(written)
+    assert (line["event"], line["logger"], line["error"]) == ("record_not_logged", "a.library", "TypeError")
+
+
+def test_a_stranger_s_text_does_not_move_the_cursor_of_a_terminal(
+    configured: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    configured()
+    structlog.get_logger().warning("reply_to_forbidden", reply_to="a\x1b[2Jb\x9b", reason="of\r two words")
+    written = capsys.readouterr().err
+    assert r"a\x1b[2Jb\x9b" in written
+    assert "[2J" not in written.replace(r"\x1b[2J", "")
+    assert "\r" not in written

@@ -104,7 +104,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Log]]:
     """Configure logging as a worker with some environment does; return what is written, line by line."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("aio_pika", "aiormq", "httpx", "httpx2")}
+    levels = {
+        name: logging.getLogger(name).level
+        for name in ("aio_pika", "aiormq", "httpx", "httpx2", "opentelemetry.trace.span")
+    }
     before = structlog.get_config()
 
     def configured(*, content: bool = False, **environment: str) -> Log:
@@ -251,3 +254,32 @@ def test_no_text_in_a_line_is_endless_and_of_a_traceback_both_ends_are_seen(line
     event = _event(line)
     assert "Traceback" in event["exception"]
     assert event["exception"].endswith("at the end")
+
+
+@pytest.mark.parametrize("secret", ["s3cret" * 3, "L" * 9_000])
+def test_a_secret_is_cut_out_wherever_a_text_is_shortened(secret: str) -> None:
+    redact = Redaction([secret])
+    for step in range(0, 2 * len(secret), len(secret) // 3):
+        for text in (f"{'x' * (8_192 - step)}{secret}{'y' * 40_000}", f"{'x' * 40_000}{secret}{'y' * (8_192 - step)}"):
+            shown = redact.all_in(text[-60_000:])
+            assert secret[:6] not in shown
+            assert len(shown) < 17_000
+    assert secret[:6] not in redact.all_in(secret * (60_000 // len(secret)))
+
+
+def test_of_an_endless_text_no_more_is_looked_through_than_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def looked_through(_: Redaction, text: str) -> str:
+        seen.append(len(text))
+        return text
+
+    monkeypatch.setattr(Redaction, "__call__", looked_through)
+    Redaction([]).all_in("x" * 16_000_000)
+    assert sum(seen) < 50_000
+
+
+def test_a_tracestate_that_is_none_is_no_line_in_the_log(lines: Callable[..., Log]) -> None:
+    written = lines()
+    assert context_of({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "what a producer says"}) is not None
+    assert written() == []

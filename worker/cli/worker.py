@@ -17,7 +17,7 @@ import typer
 from worker.cli.event_loop import run
 from worker.cli.schema import migrate_schema
 from worker.cli.supervisor import Supervisor
-from worker.errors import StartupError
+from worker.errors import BrokerUnavailable, StartupError, StoreUnavailable
 from worker.executors.registry import Executors, load_executors
 from worker.operations.health import Health
 from worker.operations.logging import configure_logging
@@ -66,6 +66,11 @@ def worker(
         run(_work(settings, executors, migrating=migrate))
     except asyncio.CancelledError:
         _log.warning("worker_stopped_at_once", consequence="what it had started runs elsewhere")
+        raise typer.Exit(1) from None
+    except (StartupError, BrokerUnavailable, StoreUnavailable):
+        raise
+    except Exception:  # noqa: BLE001 - Python itself would write it with its text, and whatever secrets are in that
+        _log.exception("worker_failed", consequence="what it had started runs elsewhere")
         raise typer.Exit(1) from None
 
 

@@ -31,7 +31,7 @@ from worker.intake.topology import Topology, check_partitions, may_declare, veri
 from worker.operations import doctor
 from worker.operations.acknowledgement import Unreadable, acknowledgement_timeout
 from worker.operations.pooling import close_quietly, look_at_connections
-from worker.sessions.database import address, application_name, connect
+from worker.sessions.database import address, application_name, connect, servers_of
 from worker.sessions.migrations import schema_state
 from worker.settings import Settings, hosts_of
 
@@ -113,10 +113,9 @@ class Examination:
         )
 
     async def _look_at_postgres_tls(self, name: str) -> Check:
-        url = self._settings.postgres_url.get_secret_value()
         return doctor.encryption(
             name,
-            [host for host, _ in hosts_of(url)],
+            [host for host, _ in servers_of(self._settings.postgres_url)],
             protocol=await self._database.fetchval(sql.CONNECTION_ENCRYPTION),
             verified=postgres_is_verified(self._settings.postgres_url),
             advice="add sslmode=verify-full and sslrootcert= to TEAMTURN_POSTGRES_URL",

@@ -72,6 +72,7 @@ _OF_REQUESTS: Final = {
 _OF_TEAMS: Final = {
     "executor_failed": LogEvent("error", "A team's, a member's or an executor's own code raised an error"),
     "executor_ignores_cancellation": LogEvent("error", "It went on after its turn had ended, and is left behind"),
+    "task_failed": LogEvent("error", "A task that nobody awaits raised an error, or a callback did; mostly a team's"),
     "exit_ignored": LogEvent("error", "A team's code wanted to end the process"),
     "tool_failed": LogEvent("error", "A tool raised an error; the turn ends as `tool_failed`"),
     "toolset_unreachable": LogEvent("error", "A toolset, an MCP server say, could not be opened"),
@@ -132,11 +133,13 @@ _OF_THE_WORKER: Final = {
     "worker_draining": LogEvent("info", "It was told to stop, and lets started turns finish"),
     "worker_drain_timeout": LogEvent("warning", "Some were not done in time; they go on elsewhere"),
     "worker_stopped": LogEvent("info", "It has ended"),
+    "worker_failed": LogEvent("error", "It ends by a fault of its own; what it had started runs elsewhere"),
     "worker_stopped_at_once": LogEvent("warning", "It was told twice, and did not wait"),
     "worker_process_started": LogEvent("info", "Of `--processes`: one was started"),
     "worker_died": LogEvent("error", "Of `--processes`: one ended by itself, and is started again"),
     "supervisor_gone": LogEvent("warning", "Of `--processes`: the first process is gone, and this one drains"),
     "http_not_listening": LogEvent("warning", "The default port is taken: nobody can probe or scrape this worker"),
+    "record_not_logged": LogEvent("warning", "What a library wanted to log could not be rendered"),
     "setting_without_effect": LogEvent("warning", "A variable that begins with TEAMTURN_ is no setting"),
 }
 

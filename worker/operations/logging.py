@@ -22,6 +22,7 @@ from urllib.parse import unquote, unquote_plus
 
 import structlog
 from structlog.typing import EventDict, Processor
+from typing_extensions import override
 
 from worker.operations.tracebacks import traceback_without_texts
 from worker.operations.tracing import with_trace
@@ -40,6 +41,8 @@ _DSN_PARAMETER: Final = re.compile(r"(?:^|[\s;])(\w+)\s*=\s*('[^']*'|[^\s;]+)")
 """Of "host=h password='p'" or "Server=h;Pwd=p"."""
 _LONGEST_TEXT: Final = 16_384
 """Characters of one text in a line: an exception can quote whatever a model or a tool was sent."""
+_LONGEST_CREDENTIAL: Final = 4_096
+"""Characters that a credential is looked for in, where a text is cut before it is looked through."""
 _CREDENTIALS: Final = re.compile(
     # What is one by what stands before it, wherever it came from: a header, a parameter, an address.
     r"(?P<before>\bauthorization\b\W{1,6}(?:(?:bearer|basic|token)\s+)?|\bbearer\s+"
@@ -51,6 +54,11 @@ _NAMES_OF_FILES: Final = frozenset({"sslkey"})
 """Of Postgres's: called a key, it says where one is."""
 _SHORTEST_SECRET: Final = 6
 """Shorter ones would cut holes into ordinary words; RabbitMQ's `guest` is no secret."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters, but for those of a traceback's layout."""
+
+_log = structlog.get_logger()
 
 
 def secrets_in(environment: Mapping[str, str]) -> frozenset[str]:
@@ -84,6 +92,7 @@ class Redaction:
         # Longest first: one secret may be the beginning of another.
         ordered = sorted(secrets, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._longest = max([_LONGEST_CREDENTIAL, *map(len, ordered)])
 
     def __call__(self, text: str) -> str:
         """Return the text with each secret replaced by ***."""
@@ -94,7 +103,7 @@ class Redaction:
         """Return a logged value with the secrets cut out of every text in it."""
         match value:
             case str():
-                return _shortened(self(value))
+                return self._of_a_line(value)
             case dict():
                 return {key: self.all_in(item) for key, item in value.items()}
             case list() | tuple():
@@ -102,14 +111,19 @@ class Redaction:
             case bool() | int() | float() | None:
                 return value
             case _:
-                return _shortened(self(str(value)))
+                return self._of_a_line(str(value))
 
+    def _of_a_line(self, text: str) -> str:
+        """Return a text as a line has it: of one that is too long its beginning and its end; of a traceback, both tell.
 
-def _shortened(text: str) -> str:
-    """Return the beginning and the end of a text that is too long for a line: of a traceback, both tell."""
-    left_out = len(text) - _LONGEST_TEXT
-    half = _LONGEST_TEXT // 2
-    return text if left_out <= 0 else f"{text[:half]} … ({left_out} characters more) … {text[-half:]}"
+        Only about as much is looked through: one of 16 MB would keep the event loop for two seconds.
+        """
+        left_out, half, around = len(text) - _LONGEST_TEXT, _LONGEST_TEXT // 2, self._longest
+        if left_out <= 0:
+            return self(text)
+        # What a cut leaves of a secret is not known for one: it is within what is thrown away here.
+        beginning, end = self(text[: half + around])[:-around], self(text[-half - around :])[around:]
+        return f"{beginning[:half]} … ({left_out} characters more) … {end[-half:]}"
 
 
 class _Lines:
@@ -124,6 +138,22 @@ class _Lines:
             self._stream.flush()
 
     debug = info = warning = error = critical = exception = msg = _write
+
+
+def _printable(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Show control characters as what they are: a producer's text, a reply_to say, must not move the cursor."""
+    return {
+        name: _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", value) if isinstance(value, str) else value
+        for name, value in event.items()
+    }
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes the standard library's records; of one that can't be rendered only whose it is: the rest may be secret."""
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        _log.warning("record_not_logged", logger=record.name, error=type(sys.exc_info()[1]).__name__)
 
 
 def configure_logging(*, level: int = logging.INFO, content: bool = False) -> None:
@@ -143,15 +173,15 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
         # Before they are rendered: as JSON, a secret with a quote in it is written another way.
         return {name: redact.all_in(value) for name, value in event.items()}
 
-    renderer: Processor
+    rendering: list[Processor]
     if sys.stderr.isatty():
-        renderer = structlog.dev.ConsoleRenderer()
+        rendering = [_printable, structlog.dev.ConsoleRenderer()]
     else:
-        renderer = structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+        rendering = [structlog.processors.JSONRenderer(ensure_ascii=False, default=str)]
     exceptions = structlog.processors.format_exc_info
     if not content:
         exceptions = structlog.processors.ExceptionRenderer(traceback_without_texts)
-    renderers: list[Processor] = [exceptions, redacted, renderer]
+    renderers: list[Processor] = [exceptions, redacted, *rendering]
     structlog.configure(
         # Not through the standard library, which costs as much again: a turn logs a line.
         processors=[*shared, *renderers],
@@ -159,7 +189,7 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -178,3 +208,5 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in ("httpx", "httpx2"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # A line for each message whose tracestate is none, with what its producer has put there.
+    logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)

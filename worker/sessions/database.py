@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from typing import Final
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -155,6 +156,19 @@ def _reason(error: BaseException) -> str:
     return text[0] if text else type(error).__name__
 
 
+def servers_of(url: SecretStr) -> list[tuple[str | None, int | None]]:
+    """Return the hosts that a URL leads to, and their ports; a host that is None is a Unix socket of this machine.
+
+    A URL that names none before its path can do so in the parameter `host`, or leave it to PGHOST.
+    """
+    named = hosts_of(url.get_secret_value())
+    if any(host for host, _ in named):
+        return named
+    elsewhere = dict(parse_qsl(urlsplit(url.get_secret_value()).query)).get("host") or os.environ.get("PGHOST")
+    # A socket's directory, or hosts as before the path.
+    return [(one, None) if one.startswith("/") else hosts_of(f"//{one}")[0] for one in (elsewhere or "").split(",")]
+
+
 def address(url: SecretStr) -> str:
     """Return the host and port of a URL, for people."""
-    return ", ".join(f"{host}:{port or 5432}" for host, port in hosts_of(url.get_secret_value()))
+    return ", ".join(f"{host}:{port or 5432}" for host, port in servers_of(url))

@@ -30,6 +30,7 @@ from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 from worker.turns.ending import Ending
 from worker.turns.pausing import with_pauses
+from worker.turns.spans import processing
 from worker.turns.telling import PublishEvent, tell_answer
 
 _log = structlog.get_logger()
@@ -92,10 +93,11 @@ class BusySessions:
                 busy=True,
             )
             if isinstance(decision, Refuse) and decision.stored and received.alive:
-                body = await self._ending.refused(claimed, decision, received.delivery.published)
-                received.settled = True
-                tell_answer(self._publish, request, body)
-                self._replies.send(body, received, then=lambda: None)
+                with processing(received):
+                    body = await self._ending.refused(claimed, decision, received.delivery.published)
+                    received.settled = True
+                    tell_answer(self._publish, request, body)
+                    self._replies.send(body, received, then=lambda: None)
             elif isinstance(decision, Execute) and request.on_busy is OnBusy.INTERRUPT and not claimed.claim.attempts:
                 await self._interrupt(received, earlier)
 

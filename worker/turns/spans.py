@@ -1,7 +1,8 @@
 """The spans of a turn, beside those of operations.tracing, and what is told of how it ended.
 
 process {queue}             one delivery, from its arrival to its stored answer
-  wait                      in its session's mailbox, behind the session's earlier requests
+  wait                      in its session's mailbox, behind the session's earlier requests; of one that is refused at
+                            once for them, until that is found out
   claim                     until the session's lock is held, and a place among the running turns
   invoke_agent {id}         one attempt of the turn; of a workflow: invoke_workflow {id}
     step {name}             a model request, a tool call or a `turn.step` that is made, its record included
