@@ -1,13 +1,21 @@
 -- Taking stored sessions away for good: by their age, and one by one.
 -- compatible with: 10
 
--- Whether a run of a session waits for a human who can still decide.
-create function waits_for_decision(of_session varchar) returns boolean
+-- Whether something of a session is unfinished: a run waits for a human who can still decide, or was begun at a moment (unix
+-- seconds) or later and has no answer, or was cancelled since then and has none. Its request is in a queue: it is executed, or
+-- goes on behind its last step, when it is delivered again, though nobody has the session's lock until then.
+create function is_unfinished(of_session varchar, since bigint) returns boolean
 language sql stable
 as $$
     select exists (
         select from paused_runs as paused
         where paused.session_id = of_session and paused.pause is not null and paused.expires_at > now()
+    ) or exists (
+        select from turn_attempts as started
+        where started.session_id = of_session and started.started_at >= to_timestamp(since)
+    ) or exists (
+        select from cancellations as cancelled
+        where cancelled.session_id = of_session and cancelled.asked_at >= to_timestamp(since)
     )
 $$;
 
@@ -55,7 +63,7 @@ end;
 $$;
 
 -- Deletes those of some sessions whose last turn was before a moment (unix seconds), and their receipts of before it; whoever
--- runs this holds their locks: one that had a turn since it was listed, or waits for a human by now, is left alone. One row:
+-- runs this holds their locks: one that had a turn since it was listed, or is unfinished by now, is left alone. One row:
 -- how many there were, of how many runs, how many receipts, and how many bytes all of it took.
 create function prune_sessions(
     of_sessions varchar[], before bigint, out sessions bigint, out runs bigint, out receipts bigint, out bytes bigint
@@ -67,7 +75,7 @@ declare
         select session.session_id from agno_sessions as session
         where session.session_id = any (of_sessions)
           and coalesce(session.updated_at, session.created_at) < before
-          and not waits_for_decision(session.session_id)
+          and not is_unfinished(session.session_id, before)
     );
 begin
     select gone.sessions, gone.runs, gone.bytes into sessions, runs, bytes from delete_sessions(idle) as gone;

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from pydantic import SecretStr
 
 from tests.acceptance.stage import QUICKER, Stage, database_of_its_own, staged
 from tests.support import commands
@@ -456,6 +457,15 @@ async def test_prune_says_what_it_would_delete_and_deletes_it(stage: Stage, user
         assert set(await listed(stage, "--user", user)) == {f"{user}-{one}" for one in left}
     code, out, _ = await sessions(stage, *chosen, "--yes")
     assert (code, out) == (COMPLETED, "0 sessions with 0 runs, 0 receipts: 0 B deleted\n")
+
+
+@pytest.mark.parametrize("command", [("prune", "--older-than", "90d"), ("delete", "--user", "nobody")])
+async def test_what_postgres_refuses_is_a_line(stage: Stage, command: tuple[str, ...]) -> None:
+    url = f"{stage.settings.postgres_url.get_secret_value()}?default_transaction_read_only=on"
+    settings = stage.settings.model_copy(update={"postgres_url": SecretStr(url)})
+    code, out, err = await teamturn(settings, "sessions", *command, "--yes")
+    assert (code, out, len(err.splitlines())) == (MISTAKE, "", 1)
+    assert "read-only transaction" in err
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,30 @@ async def test_a_session_that_waits_for_a_decision_stays(
     assert kept == 1
 
 
+async def test_a_session_stays_whose_run_was_begun_of_late_and_is_delivered_again(
+    database: asyncpg.Connection, pruner: asyncpg.Connection
+) -> None:
+    """Its worker died: nobody has the lock, and what the run has paid for is in the journal alone."""
+    await a_session(database, "old", days=100)
+    await unfinished(database, "begun", days=0, session="old")
+    counted = await count_prunable(pruner, older_than(90))
+    gone = await pruned(pruner, older_than(90))
+    assert (counted.sessions, gone.sessions, await sessions(database)) == (0, 0, {"old"})
+    assert await database.fetchval("select count(*) from turn_steps where run_id = 'begun'") == 1
+    assert await database.fetchval("select count(*) from coalesced_runs where answered_by = 'begun'") == 1
+
+
+async def test_a_session_stays_a_run_of_which_was_cancelled_of_late(
+    database: asyncpg.Connection, pruner: asyncpg.Connection
+) -> None:
+    """The request can wait in a queue, and would be executed."""
+    await a_session(database, "old", days=100)
+    await database.execute("insert into cancellations (run_id, session_id) values ('waits', 'old')")
+    await pruned(pruner, older_than(90))
+    assert await sessions(database) == {"old"}
+    assert await database.fetchval("select count(*) from cancellations") == 1
+
+
 async def test_receipts_without_a_session_go_by_their_age(
     database: asyncpg.Connection, pruner: asyncpg.Connection
 ) -> None:

@@ -75,8 +75,9 @@ def prune_command(
 
     Also receipts of that age without a session (it was deleted, or the request was refused) and, where nothing is
     chosen but the age, what runs have left that were begun then and never answered. Beside running workers: a session
-    is left alone while a turn of it is being executed, or while a run of it waits for somebody's decision. In batches,
-    each of which is done or not: it can be interrupted, and begun again.
+    is left alone while a turn of it is being executed, while a run of it waits for somebody's decision, and where one
+    that was begun or cancelled since has no answer yet. In batches, each of which is done or not: it can be
+    interrupted, and begun again.
 
     A receipt is what a request gets that is delivered again. After it is gone, such a request is executed again: choose
     an age above the longest time for which a request can wait in a queue, or be sent again by its producer.

@@ -180,13 +180,14 @@ async def check_partitions(connection: AbstractConnection, topology: Topology) -
         )
 
 
-async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
+async def _is_there(connection: AbstractConnection, queue: Queue, *, compared: bool = True) -> bool:
     channel = await connection.channel()
     try:
         await _existing_queue(queue, channel)
-        # It is there; a queue of another kind is that mistake and not one about the number of queues.
-        with suppress(MayNotDeclare):
-            await _declared(f"queue {queue.name!r}", _queue(queue, channel))
+        if compared:
+            # It is there; a queue of another kind is that mistake and not one about the number of queues.
+            with suppress(MayNotDeclare):
+                await _declared(f"queue {queue.name!r}", _queue(queue, channel))
     except ChannelNotFoundEntity:
         return False
     finally:
@@ -195,7 +196,9 @@ async def _is_there(connection: AbstractConnection, queue: Queue) -> bool:
 
 
 async def _is_changing(connection: AbstractConnection, topology: Topology) -> bool:
-    return await _is_there(connection, Queue(topology.held, topology.request_queue(0).arguments))
+    # Not compared: to compare is to declare, and the change may end meanwhile. A queue made so would say for ever that
+    # there is one.
+    return await _is_there(connection, Queue(topology.held, {}), compared=False)
 
 
 def _changing(topology: Topology) -> str:

@@ -140,7 +140,8 @@ class _Passage:
             return
         confirmed: asyncio.Future[Any]
         fence = (message.header.properties.headers or {}).get(_FENCE)
-        if fence is None:
+        if fence is None or message.body:
+            # With a body it is a producer's, whatever its headers say.
             confirmed = asyncio.create_task(self._publish(self._target(message), message.body, properties_of(message)))
         else:
             # Another one was left by who was interrupted.

@@ -1,9 +1,10 @@
 """Pruning: what was last used long ago goes for good, in batches, beside running workers.
 
 A session whose turn is being executed is left alone: its lock is only tried. One that has had a turn since it was
-listed, or waits for a human's decision, stays as well. A turn that begins meanwhile waits for the lock, and then finds
-no session, as where one was deleted: it begins a new one. Each batch is a transaction of its own, so that whatever ends
-this leaves nothing half done, and it can be begun again.
+listed stays as well, and one of which something is unfinished: a run waits for a human's decision, or was begun or
+cancelled of late and waits in a queue, where its worker died. A turn that begins meanwhile waits for the lock, and then
+finds no session, as where one was deleted: it begins a new one. Each batch is a transaction of its own, so that
+whatever ends this leaves nothing half done, and it can be begun again.
 
 With its receipt goes what answers a run's redelivery: a request that comes again after that is executed again.
 """
