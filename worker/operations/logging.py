@@ -199,6 +199,8 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if content else max(level, logging.INFO))
+    # The root's own level does not hold back what a logger below it lets through: OPENAI_LOG=debug sets one, say.
+    handler.setLevel(root.level)
     quiet_libraries()
 
 
