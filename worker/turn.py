@@ -37,7 +37,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -231,7 +231,8 @@ class TurnTaker:
                 )
                 note({"teamturn.replayed": True})
                 tell_answer(self._publish, claimed.request, reply, again=True)
-                return self._replayed(reply, received.delivery)
+                own = isinstance(kept, KeptResult) and self._ending.found(kept.of(claimed), reply, kept.timing)
+                return self._replayed(reply, received.delivery, own=own)
             case Refuse() as refusal:
                 body = await self._ending.refused(claimed, refusal, received.delivery.published)
                 tell_answer(self._publish, claimed.request, body)
@@ -242,8 +243,7 @@ class TurnTaker:
                 return _Answer(body, of_turn=False)
             case Execute() if executor is not None:
                 if isinstance(kept, KeptResult):
-                    as_it_was = replace(claimed, claim=kept.claim)
-                    return await self._stored(as_it_was, received, executor, kept)
+                    return await self._stored(kept.of(claimed), received, executor, kept)
                 if kept is not None and kept.is_newest_in(claimed.claim):
                     claimed = await kept.recorded(claimed)
                 self._kept.drop(claimed.request)
@@ -316,12 +316,15 @@ class TurnTaker:
             tell_answer(self._publish, claimed.request, body, again=True)
         return _Answer(body, of_turn=True, given_up=reply if is_given_up(reply) else None)
 
-    def _replayed(self, body: bytes, delivery: Delivery) -> _Answer:
-        """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows."""
+    def _replayed(self, body: bytes, delivery: Delivery, *, own: bool) -> _Answer:
+        """Return a stored reply as the answer; whether its request was kept with the dead letters, nobody knows.
+
+        `own`: it is that of a commit of just now, whose answer was lost.
+        """
         reply = from_json(body)
         if (answered_by := reply.get("answered_by")) is not None:
             note({"teamturn.answered_by": answered_by})
-        if delivery.redelivered or answered_by is None:
+        if not own and (delivery.redelivered or answered_by is None):
             self._measures.replayed()  # else it joined a turn, and finds its answer there for the first time
         before = given_up_before(body) if delivery.redelivered else None
         return _Answer(body, of_turn=reply["status"] != RunStatus.REJECTED, given_up=before)

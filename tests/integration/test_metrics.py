@@ -8,6 +8,7 @@ import timeit
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import pytest
@@ -23,11 +24,14 @@ from tests.support.probing import Probe
 from tests.support.scrapes import Scrape
 from tests.support.waiting import eventually
 from tests.support.workers import worker_of
+from worker.errors import LaneLost
 from worker.executors.function import executor
 from worker.executors.turn import Executor, Turn
 from worker.fleet.readings import FleetReadings
 from worker.operations.health import Health
 from worker.operations.probes import served
+from worker.sessions.lanes import LaneConnection, Statement
+from worker.sessions.statements import COMMIT
 from worker.settings import Settings
 from worker.team.team import Team
 from worker.worker import Worker
@@ -199,6 +203,30 @@ async def test_a_lane_that_is_lost_is_a_refused_commit_and_the_result_is_not_mad
         assert moved["turns_total{none,COMPLETED,team.echo}"] == 1
         assert "resumed_steps_total{}" not in moved
         assert moved["retries_total{claim}"] >= 1
+
+
+async def test_a_commit_whose_answer_was_lost_is_a_turn_and_no_replay(
+    settings: Settings, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = LaneConnection.submit
+    lost: list[bool] = []
+
+    async def lose_the_answer(lane: LaneConnection, statement: Statement[Any, Any], row: object) -> object:
+        answer = await submit(lane, statement, row)
+        if statement is COMMIT and not lost:
+            lost.append(True)
+            lane.abandon("the test says so")
+            raise LaneLost("the test says so")
+        return answer
+
+    monkeypatch.setattr(LaneConnection, "submit", lose_the_answer)
+    async with watched(settings, broker, echo) as worker:
+        await broker.reply(await broker.ask("s1"))
+        moved = await worker.moved()
+    assert moved["commits_refused_total{lane_lost}"] == 1
+    assert moved["turns_total{none,COMPLETED,team.echo}"] == 1
+    assert moved["turn_seconds_count{team.echo}"] == 1
+    assert "replays_total{}" not in moved
 
 
 async def test_another_writer_is_a_stale_commit_and_the_steps_are_resumed(

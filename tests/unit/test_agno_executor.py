@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import subprocess
 import sys
 from copy import deepcopy
@@ -29,8 +30,10 @@ from schemas.replies import RunStatus
 from tests.unit.agno_objects import Scripted, a_team, an_agent, calls, delegates, results_in, said, told
 from tests.unit.examples import a_turn
 from worker.agno.executor import AgnoExecutor
+from worker.agno.logs import _cut
 from worker.errors import SummaryRejected, TurnFailed
 from worker.executors.turn import PastRun, Turn
+from worker.operations.tracebacks import LEFT_OUT
 
 PAST = (PastRun("p1", "my name is Ada", "hello Ada", 1), PastRun("p2", "what is 1+1?", "2", 2))
 
@@ -647,11 +650,12 @@ async def test_a_state_that_is_to_be_overwritten_by_the_request_s_is_not_lost() 
 
 _FAILING = """
 import asyncio
+import sys
 from agno.exceptions import ModelProviderError
 from tests.unit.agno_objects import Scripted, a_team
 from tests.unit.examples import a_turn
 from worker.operations.logging import configure_logging
-configure_logging()
+configure_logging(content=sys.argv[1:] == ["content"])
 from worker.agno.executor import AgnoExecutor
 error = ModelProviderError("Incorrect API key provided: sk-proj-abcdefghijkl")
 executor = AgnoExecutor(a_team(Scripted(lambda _: error)))
@@ -659,12 +663,32 @@ asyncio.run(executor.run(a_turn()))
 """
 
 
-def test_agno_s_log_lines_are_ours_and_show_no_key() -> None:
-    ran = subprocess.run([sys.executable, "-c", _FAILING], capture_output=True, text=True, check=False)
-    assert ran.stdout == ""
-    lines = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
-    assert "Error in Team run: Incorrect API key provided: [redacted]" in [line["event"] for line in lines]
-    assert "sk-proj" not in ran.stderr.partition("Traceback")[0]
+def test_agno_s_log_lines_are_ours_and_show_no_key_and_what_they_quote_if_asked_for() -> None:
+    for words, shown in (
+        (["content"], "Error in Team run: Incorrect API key provided: [redacted]"),
+        ([], "Error in Team run (text left out; see TEAMTURN_LOG_CONTENT)"),
+    ):
+        ran = subprocess.run([sys.executable, "-c", _FAILING, *words], capture_output=True, text=True, check=False)
+        assert ran.stdout == ""
+        lines = [json.loads(line) for line in ran.stderr.splitlines() if line.startswith("{")]
+        assert shown in [line["event"] for line in lines]
+        assert any("Incorrect" in line["event"] for line in lines) == bool(words)
+        assert "sk-proj" not in ran.stderr.partition("Traceback")[0]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Could not run function look_up(who='Ada'): no such user", "Could not run function look_up"),
+        (ValueError("Ada"), "ValueError"),
+        ("Failed to parse 'Ada'", "Failed to parse"),
+        ("Memory is off", None),
+    ],
+)
+def test_what_agno_quotes_is_left_out_of_its_lines(message: object, shown: str | None) -> None:
+    record = logging.LogRecord("agno", logging.WARNING, "", 1, message, None, None)
+    assert _cut(record, content=False)
+    assert record.getMessage() == (message if shown is None else f"{shown} {LEFT_OUT}")
 
 
 @pytest.mark.parametrize(

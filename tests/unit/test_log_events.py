@@ -176,3 +176,14 @@ def test_a_stranger_s_text_does_not_move_the_cursor_of_a_terminal(
     assert r"a\x1b[2Jb\x9b" in written
     assert "[2J" not in written.replace(r"\x1b[2J", "")
     assert "\r" not in written
+
+
+def test_a_library_whose_own_level_is_lower_prints_nothing_of_what_it_sends(
+    configured: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured()
+    library = logging.getLogger("openai")
+    monkeypatch.setattr(library, "level", logging.DEBUG)
+    library.debug("Request options: %s", SAID)
+    library.info("ready")
+    assert [line["event"] for line in lines(capsys.readouterr().err)] == ["ready"]

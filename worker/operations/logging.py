@@ -148,8 +148,13 @@ def _printable(_logger: object, _name: str, event: EventDict) -> EventDict:
     }
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class LogHandler(logging.StreamHandler[TextIO]):
     """Writes the standard library's records; of one that can't be rendered only whose it is: the rest may be secret."""
+
+    def __init__(self, stream: TextIO, *, content: bool) -> None:
+        """`content`: whether what is said in conversations may be in a line."""
+        super().__init__(stream)
+        self.content = content
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:
@@ -189,7 +194,7 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    handler = _Handler(sys.stderr)
+    handler = LogHandler(sys.stderr, content=content)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -199,6 +204,8 @@ def configure_logging(*, level: int = logging.INFO, content: bool = False) -> No
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level if content else max(level, logging.INFO))
+    # The root's own level does not hold back what a logger below it lets through: OPENAI_LOG=debug sets one, say.
+    handler.setLevel(root.level)
     quiet_libraries()
 
 

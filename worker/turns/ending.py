@@ -106,17 +106,31 @@ class Ending:
             redelivered=redelivered,
             **(self._content(claimed, reply) if self._content_logged else {}),
         )
-        self._count(claimed, reply)
-        if not is_given_up(reply):
-            seconds, queued_seconds = reply.metrics.duration, reply.metrics.queue_time
-            self._measures.executed(request.target, seconds=seconds, queued_seconds=queued_seconds)
+        self._count_turn(claimed, reply)
         answered(reply)
         return reply, body
+
+    def found(self, claimed: ClaimedSession, body: bytes, timing: Timing) -> bool:
+        """Count a turn whose stored answer is found by the next claim, since the commit's own answer was lost.
+
+        Not if it is another worker's, who has counted it: whose it is its times tell.
+        """
+        reply = RunReply.model_validate_json(body)
+        if (reply.created_at, reply.completed_at) != (int(timing.started), int(timing.ended)):
+            return False
+        self._count_turn(claimed, reply)
+        return True
 
     @staticmethod
     def _content(claimed: ClaimedSession, reply: RunReply) -> dict[str, str]:
         shown = {"input": claimed.asked.text, "answer": text_of(reply.content)}
         return {name: cut(text, _LONGEST_LOGGED_CHARACTERS) for name, text in shown.items()}
+
+    def _count_turn(self, claimed: ClaimedSession, reply: RunReply) -> None:
+        self._count(claimed, reply)
+        if not is_given_up(reply):
+            seconds, queued_seconds = reply.metrics.duration, reply.metrics.queue_time
+            self._measures.executed(claimed.request.target, seconds=seconds, queued_seconds=queued_seconds)
 
     def _count(self, claimed: ClaimedSession, reply: RunReply) -> None:
         """Count an answer that is there, as often as requests have it that joined the turn."""

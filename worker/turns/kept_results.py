@@ -56,6 +56,10 @@ class KeptResult:
     outcome: Outcome
     timing: Timing
 
+    def of(self, claimed: ClaimedSession) -> ClaimedSession:
+        """Return a later claim's session, as it was when the turn was taken."""
+        return replace(claimed, claim=self.claim)
+
     def seen_in(self, claim: Claim) -> Claim:
         """Return a later claim with this attempt in it: an instant one is not recorded, and yet the turn was begun."""
         return replace(claim, attempts=max(claim.attempts, self.turn.attempt))
