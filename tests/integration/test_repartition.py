@@ -28,7 +28,7 @@ from worker.errors import StartupError, StoreUnavailable
 from worker.fleet.agreement import Agreement, agree, agreement_of
 from worker.fleet.view import queue_depth
 from worker.intake.detour import Detour, unbind_slots
-from worker.intake.topology import Topology, apply, check_partitions, verify
+from worker.intake.topology import Queue, Topology, _existing_queue, apply, check_partitions, verify
 from worker.operations import repartition
 from worker.operations.moving import Mover, _Passage
 from worker.settings import Settings
@@ -238,6 +238,16 @@ async def test_a_request_without_any_run_id_is_still_one_after_it_was_moved(
         assert letter.headers["x-teamturn-code"] == "missing_run_id"
 
 
+async def test_a_request_with_the_header_of_a_fence_is_moved_as_any_other(
+    settings: Settings, database: asyncpg.Connection, broker: TestBroker
+) -> None:
+    async with a_prefix_of(settings, database, 2) as lane:
+        (session,) = sessions_of(3, 5, number=1)
+        await broker.publish({"run_id": "r", "session_id": session}, headers={"x-teamturn-fence": "a producer's"})
+        await _repartition(lane, 5, None, dry_run=False)
+        assert len(await taken(lane, queues_of(lane, 5)[3])) == 1
+
+
 class _Nothing(str):
     """An id that is sent as none, and that the client takes for one."""
 
@@ -293,6 +303,25 @@ async def test_a_worker_that_was_cut_off_from_postgres_meanwhile_consumes_nothin
         with pytest.raises(StartupError, match="are being changed from 2 to 3"):
             async with asyncio.timeout(10):
                 await worker.failed()
+
+
+async def test_bindings_that_a_starting_worker_made_meanwhile_are_taken_back(
+    settings: Settings, database: asyncpg.Connection, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had read the old numbers before the change began; with its bindings each request would be in two queues."""
+
+    async def and_a_worker_s(detour: Detour, channel: Any) -> None:
+        await declare_new(detour, channel)
+        async with connected(settings.amqp_url, name="test") as connection:
+            await apply(connection.amqp, Topology(settings.prefix, 2))
+
+    declare_new = Detour.declare_new
+    monkeypatch.setattr(Detour, "declare_new", and_a_worker_s)
+    async with a_prefix_of(settings, database, 2) as lane:
+        await _repartition(lane, 3, None, dry_run=False)
+        for session in SESSIONS:
+            await broker.publish({"run_id": session, "session_id": session})
+        assert sum([len(await taken(lane, queue)) for queue in queues_of(lane, 3)]) == len(SESSIONS)
 
 
 async def test_nobody_records_an_assignment_while_it_is_under_way_or_of_the_old_number(
@@ -371,6 +400,23 @@ async def test_apply_and_verify_say_that_a_change_is_under_way(
                 await check_partitions(broker.amqp, topology)
             await _repartition(lane, 3, None, dry_run=False)
             assert await verify(broker.amqp, Topology(lane.prefix, 3)) == []
+
+
+async def test_who_looks_whether_a_change_is_under_way_makes_no_queue_that_says_so(
+    settings: Settings, database: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change can end in the middle of the look."""
+
+    async def looked_and_it_ended(queue: Queue, channel: Any) -> None:
+        await _existing_queue(queue, channel)
+        await channel.queue_delete(queue.name)
+
+    async with a_prefix_of(settings, database, 2) as lane, connected(lane.amqp_url, name="test") as broker:
+        await _interrupted(lane, 3)
+        with monkeypatch.context() as patched, pytest.raises(StartupError, match="are being changed"):
+            patched.setattr("worker.intake.topology._existing_queue", looked_and_it_ended)
+            await check_partitions(broker.amqp, Topology(lane.prefix, 2))
+        assert await queue_depth(broker.amqp, Detour(Topology(lane.prefix, 2)).held) == (None, None)
 
 
 async def test_a_dry_run_says_what_would_be_moved_and_moves_nothing(

@@ -108,8 +108,11 @@ async def bind_slots(channel: AbstractChannel, topology: Topology, source: str) 
     await channel.queue_bind(queue, source, routing_key=slot)
 
 
-async def unbind_slots(channel: AbstractChannel, topology: Topology, partition: int) -> None:
-    """Take a partition's slots from it."""
+async def unbind_slots(
+    channel: AbstractChannel, topology: Topology, partition: int, kept: Topology | None = None
+) -> None:
+    """Take a partition's slots from it, but for those that it has by the topology that is `kept`."""
     for slot in SLOTS:
-        if partition_of(slot, topology.partitions) == partition:
+        is_kept = kept is not None and partition_of(slot, kept.partitions) == partition
+        if partition_of(slot, topology.partitions) == partition and not is_kept:
             await channel.queue_unbind(topology.partition(partition), topology.requests, routing_key=slot)

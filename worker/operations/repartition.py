@@ -250,7 +250,14 @@ class Repartition:
             before = now
 
     async def _clear_away(self, channel: AbstractChannel) -> None:
-        """Delete the queues that are not needed any more, once they are empty."""
+        """Delete the queues that are not needed any more, once they are empty.
+
+        A worker that had read the old numbers before the change began has bound the old queues again meanwhile, and
+        then ended: what these bindings add to the new ones is taken back.
+        """
+        await self._refuse_live_workers()
+        for number in range(min(self._old.partitions, self._new.partitions)):
+            await unbind_slots(channel, self._old, number, self._new)
         surplus = [self._old.partition(number) for number in range(self._new.partitions, self._old.partitions)]
         for queue in (*surplus, self._detour.moved, self._detour.held):
             if (await queue_depth(self._broker.amqp, queue))[0] is not None:
