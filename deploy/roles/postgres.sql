@@ -62,9 +62,10 @@ from (values
 ) as taken (rights, name)
 where to_regclass(format('%I.%I', :'schema', name)) is not null
 \gexec
-select format('revoke insert, update, delete on %I.teamturn_migrations from %I', :'schema', name)
-from unnest(array[:'worker', :'operator']) as name
-where to_regclass(format('%I.teamturn_migrations', :'schema')) is not null
+select format('revoke insert, update, delete on %I.%I from %I', :'schema', made, name)
+from unnest(array[:'worker', :'operator']) as name,
+    unnest(array['teamturn_migrations', 'teamturn_compatible_migrations']) as made
+where to_regclass(format('%I.%I', :'schema', made)) is not null
 \gexec
 
 commit;

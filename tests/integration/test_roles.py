@@ -315,6 +315,7 @@ FORBIDDEN = {
         "create or replace function session_lock_key(session_id text) returns bigint language sql return 1",
         "truncate agno_runs",
         "update teamturn_migrations set version = 99",
+        "insert into teamturn_compatible_migrations values (99, 'of nobody', 99)",
     ),
     "operator": ("drop table receipts", "create table more (id integer)", "delete from teamturn_migrations"),
     "reader": (
