@@ -12,7 +12,7 @@ with session as materialized (
       and ($2::text is null or old.user_id = $2)
       and ($3::text is null or old.session_type = $3)
       and ($4::text is null or coalesce(old.team_id, old.agent_id, old.workflow_id) = $4)
-      and not is_unfinished(old.session_id, $1)
+      and old.session_id not in (select unfinished.session_id from unfinished_sessions($1) as unfinished)
 ),
 run as (
     select count(*) as number, coalesce(sum(pg_column_size(stored.run_data)), 0) as size

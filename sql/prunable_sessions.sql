@@ -11,6 +11,6 @@ where session.created_at < $1
   and ($2::text is null or session.user_id = $2)
   and ($3::text is null or session.session_type = $3)
   and ($4::text is null or coalesce(session.team_id, session.agent_id, session.workflow_id) = $4)
-  and not is_unfinished(session.session_id, $1)
+  and session.session_id not in (select unfinished.session_id from unfinished_sessions($1) as unfinished)
 order by session.created_at, session.session_id
 limit $7;

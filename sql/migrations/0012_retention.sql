@@ -1,22 +1,19 @@
 -- Taking stored sessions away for good: by their age, and one by one.
 -- compatible with: 10
 
--- Whether something of a session is unfinished: a run waits for a human who can still decide, or was begun at a moment (unix
+-- The sessions of which something is unfinished: a run waits for a human who can still decide, or was begun at a moment (unix
 -- seconds) or later and has no answer, or was cancelled since then and has none. Its request is in a queue: it is executed, or
--- goes on behind its last step, when it is delivered again, though nobody has the session's lock until then.
-create function is_unfinished(of_session varchar, since bigint) returns boolean
+-- goes on behind its last step, when it is delivered again, though nobody has the session's lock until then. A set, which
+-- is read once: a function of one session would read the attempts for each.
+create function unfinished_sessions(since bigint) returns table (session_id varchar)
 language sql stable
 as $$
-    select exists (
-        select from paused_runs as paused
-        where paused.session_id = of_session and paused.pause is not null and paused.expires_at > now()
-    ) or exists (
-        select from turn_attempts as started
-        where started.session_id = of_session and started.started_at >= to_timestamp(since)
-    ) or exists (
-        select from cancellations as cancelled
-        where cancelled.session_id = of_session and cancelled.asked_at >= to_timestamp(since)
-    )
+    select paused.session_id from paused_runs as paused where paused.pause is not null and paused.expires_at > now()
+    union all
+    select started.session_id from turn_attempts as started
+    where started.started_at >= to_timestamp(since) and started.session_id is not null  -- one in `not in` would hide all
+    union all
+    select cancelled.session_id from cancellations as cancelled where cancelled.asked_at >= to_timestamp(since)
 $$;
 
 -- Deletes sessions with their runs and all that is left of their turns, but for the receipts; whoever runs this holds their
@@ -75,7 +72,7 @@ declare
         select session.session_id from agno_sessions as session
         where session.session_id = any (of_sessions)
           and coalesce(session.updated_at, session.created_at) < before
-          and not is_unfinished(session.session_id, before)
+          and session.session_id not in (select unfinished.session_id from unfinished_sessions(before) as unfinished)
     );
 begin
     select gone.sessions, gone.runs, gone.bytes into sessions, runs, bytes from delete_sessions(idle) as gone;

@@ -310,7 +310,7 @@ async def test_a_worker_that_was_cut_off_from_postgres_meanwhile_consumes_nothin
 async def test_bindings_that_a_starting_worker_made_meanwhile_are_taken_back(
     settings: Settings, database: asyncpg.Connection, broker: TestBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It had read the old numbers a moment before the change began; with its bindings each request were in two queues."""
+    """It had read the old numbers before the change began; with its bindings each request would be in two queues."""
 
     async def and_a_worker_s(detour: Detour, channel: Any) -> None:
         await declare_new(detour, channel)

@@ -329,6 +329,7 @@ FORBIDDEN = {
         "truncate agno_runs",
         "update teamturn_migrations set version = 99",
         "delete from teamturn_compatible_migrations",
+        "insert into teamturn_compatible_migrations values (99, 'of nobody', 99)",
     ),
     "operator": ("drop table receipts", "create table more (id integer)", "delete from teamturn_migrations"),
     "reader": (
