@@ -15,6 +15,7 @@ from tests.support.waiting import eventually
 from tests.support.workers import worker_of
 from tests.unit.examples import a_request
 from worker.executors.function import executor
+from worker.executors.journal import Journal
 from worker.executors.turn import Turn
 from worker.operations.turns_page import MOST_SHOWN, turns_page
 from worker.sessions.store import SessionStore
@@ -102,3 +103,12 @@ def test_of_very_many_the_first_thousand_are_shown_and_all_are_counted() -> None
         page = json.loads(turns_page(running, requests=MOST_SHOWN + 600).body)
     assert (page["total"], page["behind"], len(page["turns"])) == (MOST_SHOWN + 500, 100, MOST_SHOWN)
     assert (page["turns"][0]["run_id"], page["turns"][-1]["run_id"]) == ("r0", f"r{MOST_SHOWN - 1}")
+
+
+def test_a_step_whose_name_can_not_be_written_as_it_is_is_shown_all_the_same() -> None:
+    running = RunningRuns(cast("SessionStore", _Unheard()))
+    journal = Journal(None)
+    journal.last_key = "leader/tool:a\ud800"
+    with running.entered(a_request(run_id="r")) as run, run.attempted(journal):
+        (shown,) = json.loads(turns_page(running, requests=1).body)["turns"]
+    assert shown["step"] == "leader/tool:a\ufffd"

@@ -35,6 +35,7 @@ from pydantic_core import from_json, to_json
 
 from schemas.errors import ErrorCode
 from worker.errors import InvalidResult, StepUncertain, StoreUnavailable, TurnFailed, UsageLimitReached
+from worker.executors.json_values import cleaned_json
 from worker.executors.state_changes import StateChange, kept_change
 from worker.operations import tracing
 
@@ -386,8 +387,12 @@ class Journal:
 
 def _told(asked: Asked) -> AbstractContextManager[object]:
     """Open the span of a step that is made. Its name leaves out what is another in each call: an id, a digest."""
-    name = asked.name.partition("@")[0].rpartition("/")[2][:_LONGEST_SPAN_NAME_CHARACTERS]
-    return tracing.span(f"step {name}".strip(), {"teamturn.step.key": asked.key})
+    if not tracing.recording():
+        return tracing.NOT_TRACED
+    # A model can name a tool with a lone surrogate.
+    name, key = cleaned_json(asked.name), cleaned_json(asked.key)
+    shown = name.partition("@")[0].rpartition("/")[2][:_LONGEST_SPAN_NAME_CHARACTERS]
+    return tracing.span(f"step {shown}".strip(), {"teamturn.step.key": key})
 
 
 def _described(error: Exception) -> dict[str, JsonValue]:

@@ -83,7 +83,8 @@ async def migrate(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migr
     """Bring the schema up to date and return what was applied. Raises StartupError where Postgres refuses.
 
     It changes all or nothing, and gives up where somebody else keeps it from a table for three seconds. Only indexes of
-    large tables come after that, one by one, built beside those who write.
+    large tables come after that, one by one, built beside those who write: that waits until transactions have ended
+    that were open before.
     """
     applied: list[sql.Migration] = []
     try:
@@ -95,9 +96,10 @@ async def migrate(connection: asyncpg.Connection, schema: str) -> tuple[sql.Migr
                 applied += await _apply(connection, takewhile(lambda one: not one.in_no_transaction, missing))
             applied += await _apply(connection, missing[len(applied) :])
     except asyncpg.LockNotAvailableError as error:
+        changed = f"{len(applied)} of its migrations are applied" if applied else "nothing was changed"
         raise StartupError(
             f"the schema {schema!r} was not migrated: a long transaction keeps a table of it locked "
-            "(pg_locks and pg_stat_activity say which); nothing was changed, run it again"
+            f"(pg_locks and pg_stat_activity say which); {changed}, run it again"
         ) from error
     except asyncpg.PostgresError as error:
         raise StartupError(f"Postgres refuses to migrate the schema {schema!r}: {error}") from error

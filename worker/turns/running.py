@@ -21,6 +21,7 @@ import structlog
 from schemas.requests import RunRequest
 from worker.errors import RunCancelled, StoreUnavailable
 from worker.executors.journal import Journal
+from worker.executors.json_values import cleaned_json
 from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
 
@@ -128,7 +129,8 @@ class Run:
             stage=self._stage,
             since=datetime.fromtimestamp(self._since, UTC),
             attempt=self._attempt,
-            step=None if self._journal is None else self._journal.last_key,
+            # A model can name a tool with a lone surrogate.
+            step=None if self._journal is None else cleaned_json(self._journal.last_key),
         )
 
     def _come_to(self, stage: Stage) -> None:
