@@ -33,7 +33,7 @@ from worker.replies.events import EventPublisher
 from worker.replies.in_order import RepliesInOrder
 from worker.replies.publisher import Publisher
 from worker.replies.replies import ReplyAddresses, ReplyPublisher
-from worker.sessions.database import DRIVER_ERRORS, application_name, connect
+from worker.sessions.database import DRIVER_ERRORS, application_name, connect, worker_name
 from worker.sessions.migrations import migrate, require_current
 from worker.sessions.statements import Cancellation
 from worker.sessions.store import SessionStore
@@ -143,7 +143,7 @@ async def running_worker(settings: Settings, executors: Executors, *, migrating:
             background=background,
             settings=settings,
         )
-        metrics.registry.register(Gauges(worker.reading, version=version("teamturn")))
+        metrics.registry.register(Gauges(worker.reading, version=version("teamturn"), worker=worker_name()))
         yield worker
 
 

@@ -14,7 +14,8 @@ from tests.support.manifests import DEPLOY
 GRAFANA: Final = DEPLOY / "grafana"
 _ROW = re.compile(r"^\| `(\w+)` \| (counter|gauge|histogram) \|([^|]*)\|([^|]+)\|$", re.MULTILINE)
 _SCRAPED: Final = frozenset({"job", "instance"})
-_RATES: Final = frozenset({"rate", "increase"})
+# The least value of a counter is what a series has begun with.
+_RATES: Final = frozenset({"rate", "increase", "min_over_time"})
 
 
 @dataclass(frozen=True)

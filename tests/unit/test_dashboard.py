@@ -220,6 +220,7 @@ VALUES = {
     "lane": ["1"],
     "statement": ["commit"],
     "version": ["0.1.0"],
+    "worker": ["host:7"],
     "vhost": ["/"],
     "queue": [queue.name for queue in Topology("teamturn", 16).queues()],
 }
@@ -254,3 +255,21 @@ def test_every_panel_shows_something_where_every_metric_is_told(tmp_path: Path) 
     }
     (tmp_path / "shown.yaml").write_text(json.dumps(whole))
     promtool("test", "rules", "shown.yaml", cwd=tmp_path)
+
+
+def test_what_a_worker_s_first_turn_costs_is_part_of_the_cost_in_the_time_shown(tmp_path: Path) -> None:
+    """Prometheus sees no increase in the first value of a series."""
+    (query,) = [query for title, query in PANEL_QUERIES if title.startswith("Cost in the time shown")]
+    cost = 'teamturn_cost_dollars_total{target="team.capital", model="m", job="any", instance='
+    told = {
+        "input_series": [
+            {"series": f'{cost}"new"}}', "values": "_x260 5+0x30"},
+            {"series": f'{cost}"old"}}', "values": "1+0x300"},
+        ],
+        "interval": "15s",
+        "promql_expr_test": [
+            {"expr": query, "eval_time": "70m", "exp_samples": [{"labels": '{target="team.capital"}', "value": 5}]}
+        ],
+    }
+    (tmp_path / "cost.yaml").write_text(json.dumps({"evaluation_interval": "15s", "tests": [told]}))
+    promtool("test", "rules", "cost.yaml", cwd=tmp_path)

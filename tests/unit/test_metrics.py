@@ -51,7 +51,7 @@ WHAT_HAPPENS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 def metrics() -> Metrics:
     made = Metrics([CAPITAL])
-    made.registry.register(Gauges(lambda: READING, version="1.2.3"))
+    made.registry.register(Gauges(lambda: READING, version="1.2.3", worker="host:7"))
     return made
 
 
@@ -125,7 +125,7 @@ def test_gauges_are_as_the_worker_is() -> None:
         [1],
         [0],
     )
-    assert [*scrape.values("teamturn_build_info", version="1.2.3")] == [1]
+    assert [*scrape.values("teamturn_build_info", version="1.2.3", worker="host:7")] == [1]
     told = {name: scrape.sum(f"teamturn_{name}") for name in ("turns_in_flight", "mailbox_requests", "fleet_workers")}
     assert told == {"turns_in_flight": 3, "mailbox_requests": 4, "fleet_workers": 2}
 
@@ -133,7 +133,7 @@ def test_gauges_are_as_the_worker_is() -> None:
 def test_what_is_not_known_of_the_fleet_is_not_told() -> None:
     made = Metrics([])
     reading = Reading(READING.condition, {}, 0, 0, 0.0, 0, FleetReading())
-    made.registry.register(Gauges(lambda: reading, version="1"))
+    made.registry.register(Gauges(lambda: reading, version="1", worker="host:7"))
     scrape = Scrape.from_metrics(made)
     assert [*scrape.values("teamturn_fleet_workers"), *scrape.values("teamturn_fleet_orphan_steps")] == []
     assert [*scrape.values("teamturn_partitions_owned")] == [0]

@@ -55,10 +55,10 @@ _PLAIN: Final[Mapping[str, tuple[str, Callable[[Reading], float | None]]]] = {
 class Gauges(Collector):
     """Tells the gauges of one worker, each time as they are."""
 
-    def __init__(self, read: Callable[[], Reading], *, version: str) -> None:
-        """`read` is asked once for each scrape."""
+    def __init__(self, read: Callable[[], Reading], *, version: str, worker: str) -> None:
+        """`read` is asked once for each scrape; `worker` is what its fleet calls it."""
         self._read = read
-        self._version = version
+        self._info = (version, worker)
 
     @override
     def collect(self) -> Iterator[Metric]:
@@ -71,7 +71,11 @@ class Gauges(Collector):
         yield _by_label("teamturn_ready", "Whether a part of the worker is ready.", "part", now.condition.parts)
         lanes = {str(number): alive for number, alive in now.lanes.items()}
         yield _by_label("teamturn_lane_up", "Whether a lane has its connection.", "lane", lanes)
-        yield _by_label("teamturn_build_info", "The worker's version.", "version", {self._version: True})
+        info = GaugeMetricFamily(
+            "teamturn_build_info", "The worker's version, and its name in the fleet.", labels=["version", "worker"]
+        )
+        info.add_metric(self._info, 1.0)
+        yield info
 
 
 def _by_label(name: str, meaning: str, label: str, values: Mapping[str, bool]) -> Metric:

@@ -46,6 +46,8 @@ class Metrics(Measures):
         self._turns = _Counters(
             "teamturn_turns", "Requests answered, refused ones included.", ("target", "status", "code"), registry
         )
+        for name in self._targets.values():
+            self._turns.of(name, RunStatus.COMPLETED.value, "none")
         self._execution = Histograms(
             "teamturn_turn_seconds", "Execution of a turn.", registry, buckets=_EXECUTION, label="target"
         )
