@@ -218,14 +218,15 @@ async def test_the_lock_file_of_node_pins_contents_and_names_no_registry() -> No
 
 
 async def test_the_program_of_the_readme_in_node_gets_its_reply(stage: Stage, node: Path) -> None:
-    (node / "publish.mjs").write_text(shown_in_the_readme(stage, "js", "amqplib"))
+    session = f"chat-{uuid.uuid4()}"
+    (node / "publish.mjs").write_text(shown_in_the_readme(stage, session, "js", "amqplib"))
     code, out, err = await run("node", "publish.mjs", cwd=node)
     assert code == 0, err
-    assert_is_the_reply_of_the_readme(out)
+    assert_is_the_reply_of_the_readme(out, session)
 
 
-def shown_in_the_readme(stage: Stage, language: str, word: str) -> str:
-    """The README's program in a language that has this word, for the stage's addresses and its team."""
+def shown_in_the_readme(stage: Stage, session: str, language: str, word: str) -> str:
+    """The README's program in a language that has this word, for a session, the stage's addresses and its team."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks: list[str] = re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     (program,) = [block for block in blocks if word in block]
@@ -233,15 +234,16 @@ def shown_in_the_readme(stage: Stage, language: str, word: str) -> str:
         program = program.replace(url, address(stage))
     return (
         program.replace("teamturn.", f"{stage.settings.prefix}.")
+        .replace("chat-1", session)
         .replace("capital'", "echo'")
         .replace('"team_id":"capital"', '"team_id":"echo"')
     )
 
 
-def assert_is_the_reply_of_the_readme(out: str) -> None:
+def assert_is_the_reply_of_the_readme(out: str, session: str) -> None:
     reply = json.loads(out)
     assert (reply["session_id"], reply["status"], reply["content"]) == (
-        *("chat-1", "COMPLETED", "What is the capital of France?"),
+        *(session, "COMPLETED", "What is the capital of France?"),
     )
 
 
@@ -271,10 +273,11 @@ async def amqp_publish(stage: Stage, folder: Path, session: str, body: str) -> N
 
 @pytest.mark.usefixtures("amqp_tools")
 async def test_the_shell_commands_of_the_readme_get_their_reply(stage: Stage, tmp_path: Path) -> None:
-    commands = shown_in_the_readme(stage, "sh", "amqp-publish").replace("r-1", str(uuid.uuid4()))
+    session = f"chat-{uuid.uuid4()}"
+    commands = shown_in_the_readme(stage, session, "sh", "amqp-publish").replace("r-1", str(uuid.uuid4()))
     code, out, err = await run("sh", "-euc", commands, cwd=tmp_path)
     assert code == 0, err
-    assert_is_the_reply_of_the_readme(out)
+    assert_is_the_reply_of_the_readme(out, session)
 
 
 @pytest.mark.usefixtures("amqp_tools")
