@@ -97,9 +97,10 @@ def databases(sandbox: Sandbox, template: str) -> Databases:
 
 
 @pytest.fixture
-async def postgres_url(databases: Databases) -> AsyncIterator[str]:
+async def postgres_url(databases: Databases, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """The URL of a migrated database of the test's own."""
-    async with databases.lent() as url:
+    new = request.node.get_closest_marker("new_database") is not None
+    async with databases.lent(new=new) as url:
         yield url
 
 

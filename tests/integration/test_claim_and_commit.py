@@ -235,6 +235,7 @@ async def test_runs_are_indexed_in_order_and_the_history_is_the_last_completed_o
     assert [tuple(record) for record in indexes] == [(f"r{number}", number) for number in range(6)]
 
 
+@pytest.mark.new_database
 async def test_the_update_of_a_session_is_a_hot_one(settings: Settings, database: asyncpg.Connection) -> None:
     """With an index on what a turn changes, each turn would write every index of the row."""
     async with store_of(settings) as store:
@@ -396,6 +397,7 @@ _READS = {
 }
 
 
+@pytest.mark.new_database
 @pytest.mark.parametrize("analyzed", [True, False])
 @pytest.mark.parametrize(
     ("read", "summarized"), [("claim_turns", False), ("claim_turns", True), ("runs_to_summarize", True)]

@@ -78,6 +78,7 @@ async def test_a_session_of_more_than_jsonb_can_hold_goes_on(
     assert (reply["content"], reply["error"]) == (1, None)
 
 
+@pytest.mark.new_database
 async def test_runs_that_do_not_fit_are_not_unpacked(database: asyncpg.Connection) -> None:
     # Each is stored as it is, in some 1,200 pages: the last one fits, and the one before it is looked at.
     await database.execute("alter table agno_runs alter column run_data set storage external")

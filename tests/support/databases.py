@@ -61,9 +61,9 @@ class Databases:
         self._fingerprint: str | None = None
 
     @asynccontextmanager
-    async def lent(self) -> AsyncIterator[str]:
-        """Give the URL of a database for the block; it is nobody else's."""
-        name, uses = self._free.pop() if self._free else (await self._created(), 0)
+    async def lent(self, *, new: bool = False) -> AsyncIterator[str]:
+        """Give the URL of a database for the block; it is nobody else's, and if it is to be new never was."""
+        name, uses = self._free.pop() if self._free and not new else (await self._created(), 0)
         try:
             yield self._url(name)
         finally:
