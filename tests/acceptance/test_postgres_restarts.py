@@ -164,6 +164,7 @@ async def test_under_load_each_request_is_stored_and_answered_once_and_in_order(
         assert repeated == set(), "what was finished was committed, and not executed again"
 
 
+@pytest.mark.slow
 async def test_no_worker_is_given_a_turn_that_another_is_still_at(own: Settings, postgres: Server) -> None:
     # Turns of 0.6 s: more of them wait in each partition than are delivered, and no more than that.
     async with _busy(own, workers=2, team_id="paying", ahead=5) as busy:

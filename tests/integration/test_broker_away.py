@@ -147,6 +147,7 @@ async def test_during_an_alarm_turns_finish_and_their_replies_follow_when_it_is_
     assert Counter(reply.message_id for reply in broker.replies) == Counter(asked), "each was sent once"
 
 
+@pytest.mark.slow
 async def test_told_to_stop_during_an_alarm_a_worker_ends_in_time(
     own: Settings, node: RabbitmqNode, database: asyncpg.Connection, tmp_path: Path
 ) -> None:

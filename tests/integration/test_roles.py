@@ -403,6 +403,7 @@ async def test_one_who_is_no_superuser_makes_the_roles_too_under_other_names(pla
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_the_owner_changes_the_partitions_and_a_request_that_waits_is_answered_then(place: Place) -> None:
     async with worker_on(place.settings) as worker:
         await worker.consuming()
