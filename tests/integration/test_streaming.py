@@ -377,6 +377,8 @@ async def test_a_watched_run_goes_on_elsewhere_and_says_behind_which_step(
         await watcher.consume(broker, "#")
         run_id = await broker.ask("s1", team_id="shop", stream=True)
         await writer.written.wait()
+        # An event that is in flight is lost with its worker.
+        await eventually(lambda: _texts(watcher.of(run_id)) == ["Let me look. ", "It is "])
     writer.go_on.set()
     async with worker_of(settings, team):
         events = await watcher.finished(run_id)
