@@ -91,6 +91,7 @@ async def _agno_alone(settings: Settings, gates: Gates) -> asyncio.subprocess.Pr
     )
 
 
+@pytest.mark.slow
 async def test_beside_agno_a_turn_whose_worker_died_is_resumed_and_not_begun_again(
     settings: Settings, broker: TestBroker, database: asyncpg.Connection, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ async def test_runs_and_streams_go_on_when_it_is_restarted(own: Settings, node: 
     assert sorted(gate.started) == sorted([*run_ids, "watched"]), "each was taken once"
 
 
+@pytest.mark.slow
 async def test_while_it_is_short_of_memory_requests_wait_and_then_go_on(own: Settings, node: RabbitmqNode) -> None:
     async with worker_of(own, echo), client_of(own) as client:
         async with memory_alarm(node):
