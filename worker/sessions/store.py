@@ -57,6 +57,14 @@ from worker.sessions.writes import Writes
 _SUMMED: Final = {"input_tokens", "output_tokens", "total_tokens", "model_requests", "tool_calls"}
 """The metrics that a session has the sums of."""
 
+_REFUSALS: Final[dict[type[Exception], CommitRefusal]] = {
+    ClaimOutdated: CommitRefusal.STALE,
+    SessionDeleted: CommitRefusal.DELETED,
+    StatementRefused: CommitRefusal.REFUSED,
+    LaneLost: CommitRefusal.LANE_LOST,
+}
+"""Why a commit has stored nothing, by what it raises."""
+
 _DEFAULT_LOCKS: Final = 6_400
 """Postgres's own defaults: 64 locks a transaction, 100 connections."""
 
@@ -186,17 +194,9 @@ class ClaimedSession:
         )
         try:
             await self._writes.persistently(lambda: self._committed(row), what=Tried.COMMIT)
-        except ClaimOutdated:
-            self._writes.measures.commit_refused(CommitRefusal.STALE)
-            raise
-        except SessionDeleted:
-            self._writes.measures.commit_refused(CommitRefusal.DELETED)
-            raise
-        except StatementRefused:
-            self._writes.measures.commit_refused(CommitRefusal.REFUSED)
-            raise
-        except LaneLost:
-            self._writes.measures.commit_refused(CommitRefusal.LANE_LOST)
+        except tuple(_REFUSALS) as error:
+            reason = next(reason for kind, reason in _REFUSALS.items() if isinstance(error, kind))
+            self._writes.measures.commit_refused(reason)
             raise
 
     async def _committed(self, row: CommitRow) -> None:
